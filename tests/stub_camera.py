@@ -20,7 +20,7 @@ def main() -> None:
     scenario, sender = sys.argv[1], FrameSender(int(sys.argv[2]), int(sys.argv[3]))
     sys.stdin.buffer.readline()
     if scenario == "undead":  # with a parent that does not kill it, this is like a driver that hangs
-        time.sleep(2)
+        time.sleep(60)
         os._exit(0)
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
 

@@ -11,7 +11,7 @@ from fsvit_edge.calib.convert_cpu_stem import quantize_stem, stem_layers
 from fsvit_edge.calib.convert_fp16 import to_fp16
 from fsvit_edge.calib.convert_int8 import chosen_layers, insert_qdq, linear_layers, smooth
 from fsvit_edge.calib.onnx_graph import Graph, matches
-from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, InputError, first_line
 
 if TYPE_CHECKING:
     from fsvit_edge.calib.calibration import Calibration
@@ -74,9 +74,7 @@ def make_graph(
         try:
             onnx.checker.check_model(model, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise ArtifactError(
-                f"The converted {graph} graph is not valid ONNX: {str(error).splitlines()[0]}."
-            ) from error
+            raise ArtifactError(f"The converted {graph} graph is not valid ONNX: {first_line(error)}.") from error
         return model
     assert precision != "fp16"
     if precision == "fp32" and graph == "encoder":

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.runtime.errors import ArtifactError, first_line
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 GEMMS = ("MatMul", "Gemm")
@@ -133,7 +133,7 @@ class Graph:
         try:
             inferred = onnx.shape_inference.infer_shapes(self.model, strict_mode=True).graph
         except onnx.shape_inference.InferenceError as error:
-            raise ArtifactError(f"The graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
+            raise ArtifactError(f"The graph is not valid ONNX: {first_line(error)}.") from error
         values = [*inferred.value_info, *inferred.input, *inferred.output]
         types = {value.name: value.type.tensor_type.elem_type for value in values}
         return {**types, **{tensor.name: tensor.data_type for tensor in self.graph.initializer}}

@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,7 +16,7 @@ from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.scene import SceneReport
@@ -33,6 +34,18 @@ def _checked(bank: Path) -> Path:
 
     check_bank_path(bank)
     return bank
+
+
+@contextmanager
+def _changing(bank: Path) -> "Iterator[SupportBank]":
+    """Yield the classes of a bank's file, to change them; then they are written to it."""
+    from fsvit_edge.fewshot.bank import SupportBank
+
+    with editing_bank(bank) as check_unchanged:
+        loaded = SupportBank.load(bank)
+        yield loaded
+        check_unchanged()
+        loaded.save(bank)
 
 
 BankFile = Annotated[Path, typer.Argument(help="The bank, a .safetensors file.", callback=_checked)]
@@ -124,13 +137,11 @@ def remove(
     ] = None,
 ) -> None:
     """Remove a class, or one of its pictures or negatives. With the last picture, the class goes."""
-    from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.runtime.errors import InputError
 
     if negative is not None and picture is not None:
         raise InputError("Give --negative or --picture, not both: the numbers change with each removal.")
-    with editing_bank(bank) as check_unchanged:
-        loaded = SupportBank.load(bank)
+    with _changing(bank) as loaded:
         pictures = len(loaded.supports(name))
         if negative is not None:
             loaded.remove_negative(name, negative)
@@ -138,8 +149,6 @@ def remove(
             loaded.remove_support(name, picture)
         else:
             loaded.remove(name)
-        check_unchanged()
-        loaded.save(bank)
     if negative is not None:
         print(f"Removed negative {negative} of {quoted(name)}, which has {len(loaded.negatives(name))} left.")
     elif picture is not None and pictures > 1:
@@ -157,13 +166,8 @@ def rename(
     new: Annotated[str, typer.Argument(help="The new name.")],
 ) -> None:
     """Rename a class in a bank."""
-    from fsvit_edge.fewshot.bank import SupportBank
-
-    with editing_bank(bank) as check_unchanged:
-        loaded = SupportBank.load(bank)
+    with _changing(bank) as loaded:
         loaded.rename(old, new)
-        check_unchanged()
-        loaded.save(bank)
     print(f"Renamed {quoted(old)} to {quoted(new)}; {bank} contains: {', '.join(loaded.classes)}.")
 
 
@@ -177,13 +181,8 @@ def set_level(
     ] = None,
 ) -> None:
     """Set the level of a class, or derive it from its pictures again."""
-    from fsvit_edge.fewshot.bank import SupportBank
-
-    with editing_bank(bank) as check_unchanged:
-        loaded = SupportBank.load(bank)
+    with _changing(bank) as loaded:
         loaded.set_level(name, level)
-        check_unchanged()
-        loaded.save(bank)
     print(f"The level of {quoted(name)} is now {score_text(loaded.level(name))} ({loaded.level_source(name)}).")
     _note_unscored(loaded)
 
@@ -198,14 +197,10 @@ def zone(
     remove: Annotated[bool, typer.Option("--remove", help="Remove the zone of this name.")] = False,
 ) -> None:
     """Add or remove a zone; runs say which classes are in it."""
-    from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.zones import parse_zone, without_zone
 
-    with editing_bank(bank) as check_unchanged:
-        loaded = SupportBank.load(bank)
+    with _changing(bank) as loaded:
         loaded.zones = without_zone(loaded.zones, zone) if remove else (*loaded.zones, parse_zone(zone))
-        check_unchanged()
-        loaded.save(bank)
     print(f"Zones in {bank}: {', '.join(one.name for one in loaded.zones) or 'none'}.")
 
 

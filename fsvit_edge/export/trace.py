@@ -9,7 +9,7 @@ import onnx
 import torch
 
 from fsvit_edge.model.graphs import GraphSpec
-from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, first_line
 
 
 def trace(spec: GraphSpec, opset: int) -> onnx.ModelProto:
@@ -50,7 +50,7 @@ def check(model: onnx.ModelProto, name: str, opset: int) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ArtifactError(f"The {name} graph is not valid ONNX: {str(error).splitlines()[0]}.") from error
+        raise ArtifactError(f"The {name} graph is not valid ONNX: {first_line(error)}.") from error
     versions = {entry.domain: entry.version for entry in model.opset_import}
     foreign = sorted({node.domain for node in model.graph.node} - {""})
     if versions.get("") != opset or foreign or model.functions:

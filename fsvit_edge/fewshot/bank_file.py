@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ PRECISION = "fp16"
 
 MAX_HEADER_BYTES = 8_000_000
 """Of a full bank's header, 2 MB are known; a parser needs a multiple of it in memory."""
+
+MAX_FILE_BYTES = 2_000_000_000
+"""Of a file; a full bank of the largest published encoder has 1.7 GB."""
 
 _MOST_LOG_ODDS = 100.0
 _SHOWN = 200
@@ -55,21 +59,24 @@ def write_bank_file(path: Path, contents: Mapping[str, Any], tensors: Tensors) -
 
 def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
     """Return the header and the tensors of a file whose format and sum are right; raises as `SupportBank.load`."""
+    header = check_bank_header(path)
+    digest = header.pop("sha256")
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    if digest != digest_of(header, tensors):
+        raise ArtifactError(f"Bank {path} is damaged: its contents do not match its sha256; enroll its classes again.")
+    return header, tensors
+
+
+def check_bank_header(path: Path) -> dict[str, Any]:
+    """Return the header of a file that can be a bank, read without its tensors; raises as `SupportBank.load`."""
     check_bank_path(path)
     _check_file(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = (file.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        # It may repeat the name of a tensor, which may be anything.
-        raise ArtifactError(
-            f"Bank {path} is damaged or not a safetensors file: {escaped(str(error)[:_SHOWN])}."
-        ) from error
+    with _opened(path) as file:
+        metadata = (file.metadata() or {}).get(METADATA_KEY)
     try:
         header: dict[str, Any] = json.loads(metadata or "")
-        version, precision = header["format_version"], header["precision"]
-        digest = header.pop("sha256")
+        version, precision, _ = header["format_version"], header["precision"], header["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged_header(path) from error
     if type(version) is not int or version not in READABLE_VERSIONS or precision != PRECISION:
@@ -77,9 +84,19 @@ def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:
             f"Bank {path} has format {version!r:.20} in {precision!r:.20}, this fsvit-edge reads "
             f"{' and '.join(map(str, READABLE_VERSIONS))} in {PRECISION!r}; enroll its classes again."
         )
-    if digest != digest_of(header, tensors):
-        raise ArtifactError(f"Bank {path} is damaged: its contents do not match its sha256; enroll its classes again.")
-    return header, tensors
+    return header
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        # It may repeat the name of a tensor, which may be anything.
+        raise ArtifactError(
+            f"Bank {path} is damaged or not a safetensors file: {escaped(str(error)[:_SHOWN])}."
+        ) from error
 
 
 def precision_of_bank(path: Path, encoder_sha256: str) -> str | None:
@@ -96,7 +113,8 @@ def precision_of_bank(path: Path, encoder_sha256: str) -> str | None:
 def _check_file(path: Path) -> None:
     """Refuse what is no file, which could block a reader, and a header too large to be parsed."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ArtifactError(f"Bank {path} is no file; give the name of a .safetensors file.")
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -106,6 +124,8 @@ def _check_file(path: Path) -> None:
         ) from error
     except OSError as error:
         raise ArtifactError(f"Bank {path} cannot be read: {error.strerror}.") from error
+    if status.st_size > MAX_FILE_BYTES:
+        raise ArtifactError(f"Bank {path} has {status.st_size:,} bytes, and a bank at most {MAX_FILE_BYTES:,}.")
     if size > MAX_HEADER_BYTES:
         raise ArtifactError(
             f"Bank {path} is damaged or not a safetensors file: its header has {size} bytes, and a bank's at most "

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import cv2
 import numpy as np
@@ -226,6 +226,11 @@ class Rejection:
     is_mask_too_small: bool = False
 
 
+Stage = Literal["preprocess", "encoder", "head", "postprocess", "network"]
+STAGES: tuple[str, ...] = get_args(Stage)
+"""All stages of an answer; a box has no others to tell of."""
+
+
 class StageClock:
     """Milliseconds of each stage, by name."""
 
@@ -233,7 +238,7 @@ class StageClock:
         self.laps_ms: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: Stage) -> None:
         """Add the time since the last lap to a stage."""
         now = time.perf_counter()
         self.laps_ms[name] = self.laps_ms.get(name, 0.0) + (now - self._last) * 1e3

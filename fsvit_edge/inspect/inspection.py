@@ -17,6 +17,7 @@ from fsvit_edge.fewshot.bank_signature import (
     signature_of,
     signature_problem,
 )
+from fsvit_edge.fewshot.names import escaped
 from fsvit_edge.fewshot.network import ExportedNetwork
 from fsvit_edge.inspect.file_headers import pickled_facts, read_onnx_header, safetensors_facts
 from fsvit_edge.runtime.bundle import (
@@ -46,6 +47,7 @@ from fsvit_edge.runtime.engines.open_graphs import open_graphs
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.json_records import MAX_JSON_BYTES
 from fsvit_edge.runtime.machine import Machine, has_vnni_here
+from fsvit_edge.runtime.onnx_file import tensor_with_nan
 from fsvit_edge.runtime.storage import read_file
 
 _PLANS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
@@ -131,10 +133,11 @@ def _inspect_engine(path: Path) -> Inspection:
         record = read_record(path)
     except ArtifactError as error:
         return Inspection(str(path), "engine", {}, False, (str(error),))
-    problems = []
+    problems: list[str] = []
     try:
         load_engine(path, record)
         checksum = "correct"
+        problems += filter(None, [_nan_problem(path)] if path.suffix == ".onnx" else [])
     except ArtifactError as error:
         checksum = "wrong" if path.exists() else "the engine is missing"
         problems.append(str(error))
@@ -254,8 +257,9 @@ def _inspect_bundle(path: Path) -> Inspection:
         return Inspection(str(path), "bundle", facts, False, (str(error),))
     facts |= {"checksums": "correct"} | _engines_of(path, manifest)
     own, int8 = _problem(bundle, None), _problem(bundle, manifest.int8_encoder)
-    runs_here = own is None or (int8 is None and has_vnni_here())
-    problems = tuple(dict.fromkeys(filter(None, (own, int8))))
+    nan = tuple(filter(None, map(_nan_problem, files.values())))
+    runs_here = (own is None or (int8 is None and has_vnni_here())) and not nan
+    problems = tuple(dict.fromkeys((*filter(None, (own, int8)), *nan)))
     return Inspection(str(path), "bundle", facts, runs_here, problems)
 
 
@@ -265,6 +269,14 @@ def _problem(bundle: Bundle, int8_encoder: GraphInfo | None) -> str | None:
         ExportedNetwork(bundle.manifest, open_graphs(bundle, None, "cpu", 1, int8_encoder)).close()
     except FsvitEdgeError as error:
         return str(error)
+    return None
+
+
+def _nan_problem(graph: Path) -> str | None:
+    """Why a graph that can be opened gives no answers: weights are NaN where a training or a conversion has failed."""
+    with suppress(ValueError, OSError):  # told by what opens it
+        if (name := tensor_with_nan(read_file(graph, MAX_GRAPH_BYTES))) is not None:
+            return f"{graph} has a NaN in the tensor '{escaped(name):.80}', so its answers are none; export it again."
     return None
 
 

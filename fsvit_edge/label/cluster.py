@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from fsvit_edge.runtime.errors import FsvitEdgeError, package_error
+from fsvit_edge.runtime.errors import FsvitEdgeError, first_line, package_error
 from fsvit_edge.runtime.limits import usable_cores
 from fsvit_edge.runtime.messages import Say
 
@@ -63,8 +63,7 @@ def connected(address: str, say: Say = lambda _: None) -> Iterator[None]:
         with _silence():
             ray.init(address, **options)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise FsvitEdgeError(f"Ray cannot be reached at {address}: {reason}.") from error  # as of a box
+        raise FsvitEdgeError(f"Ray cannot be reached at {address}: {first_line(error)}.") from error  # as of a box
     try:
         with redirect_stdout(sys.stderr):  # where Ray's words on a process that ended belong
             yield
@@ -126,5 +125,4 @@ def our_errors(reported: Callable[[], FsvitEdgeError | None] = lambda: None) -> 
 
 def failure_of(error: Exception) -> FsvitEdgeError:
     """Return an error of which nobody has thought, as a sentence."""
-    reason = (str(error).splitlines() or [""])[0].rstrip(".")
-    return FsvitEdgeError(f"Ray failed: {type(error).__name__}: {reason}; the same command goes on.")
+    return FsvitEdgeError(f"Ray failed: {type(error).__name__}: {first_line(error)}; the same command goes on.")

@@ -44,6 +44,13 @@ class Progress:
     share_at_start: float  # what earlier calls did
     elapsed_s: float  # of this call
 
+    @classmethod
+    def at_start(cls, listing: Listing, pending: Sequence[Stored], kept: Kept) -> "Progress":
+        """Return how far it is before the first picture of a call."""
+        share = 1 - len(pending) / len(listing.entries)
+        problems = sum(entry.problem != "" for entry in listing.entries)
+        return cls(len(kept.labeled), problems, 0, share, share, 0.0)
+
     @property
     def rate(self) -> float:
         """Pictures per second of this call."""
@@ -135,9 +142,7 @@ def fill_journal(
 
     Each gets a line in the journal, which is noted in `kept`.
     """
-    share = 1 - len(pending) / len(listing.entries)
-    problems = sum(entry.problem != "" for entry in listing.entries)
-    progress = Progress(len(kept.labeled), problems, 0, share, share, 0.0)
+    progress = Progress.at_start(listing, pending, kept)
     started_s = time.monotonic()
     readers = min(max(2, usable_cores()), _MOST_READERS)
     waiting: deque[tuple[_Decoded, Future[tuple[bytes, Kind]]]] = deque()

@@ -18,11 +18,11 @@ from fsvit_edge.label.formats import FORMATS, PARQUET, check_path, write_format
 from fsvit_edge.label.frames import frame_name
 from fsvit_edge.label.journal import Failure, Kept
 from fsvit_edge.label.labeler import Labeler, LabelerOptions, open_side_by_side
-from fsvit_edge.label.lake import Lake, is_in_lake, list_lake
+from fsvit_edge.label.lake import Lake, list_lake
 from fsvit_edge.label.output import PICTURES_NAME, Output, Summary, open_output
 from fsvit_edge.label.pictures import PARTS, Listing, Stored, list_pictures, parse_split, part_chooser
 from fsvit_edge.label.records import About, LabeledPicture
-from fsvit_edge.live.uri import printable, printable_address
+from fsvit_edge.live.uri import is_address, printable, printable_address
 from fsvit_edge.runtime.errors import InputError
 from fsvit_edge.runtime.messages import Say
 
@@ -100,7 +100,7 @@ def label(
     started_s = time.monotonic()
     _check_options(options)
     shares = None if options.split is None else parse_split(options.split)
-    is_lake = any(map(is_in_lake, options.sources))
+    is_lake = any(map(is_address, options.sources))
     listing = list_lake(options.sources) if is_lake else list_pictures(options.sources, options.every_s)
     _check_names(listing, options.format)
     for note in listing.notes:
@@ -131,7 +131,7 @@ def _check_options(options: LabelOptions) -> None:
     formats = (*FORMATS, PARQUET)
     if options.format not in formats:
         raise InputError(f"--format must be one of {', '.join(formats)}, got {options.format!r:.40}.")
-    if is_in_lake(str(options.output).replace(":/", "://", 1)):  # what a Path leaves of an address
+    if is_address(str(options.output).replace(":/", "://", 1)):  # what a Path leaves of an address
         raise InputError("--output must be a folder on this machine; copy it to a store when it is complete.")
     if options.ray is not None:
         if options.every_s is not None:
@@ -139,7 +139,7 @@ def _check_options(options: LabelOptions) -> None:
         return
     if options.format == PARQUET:
         raise InputError("--format parquet is written with --ray; without, --format jsonl has the same.")
-    for source in filter(is_in_lake, options.sources):
+    for source in filter(is_address, options.sources):
         raise InputError(f"{printable_address(source)} is no path; add --ray to read pictures of a store.")
 
 
@@ -177,7 +177,7 @@ def _call(options: LabelOptions, listing: Listing, about: About) -> dict[str, ob
 
 
 def _shown(source: str) -> str:
-    return printable_address(source) if is_in_lake(source) else printable(os.path.abspath(source))
+    return printable_address(source) if is_address(source) else printable(os.path.abspath(source))
 
 
 def _check_names(listing: Listing, format_name: str) -> None:

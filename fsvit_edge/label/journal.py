@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fsvit_edge.label.pictures import Listing, Stored
-from fsvit_edge.label.records import LabeledClass, LabeledPicture, Part
+from fsvit_edge.label.records import LabeledPicture, from_plain, to_plain
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError
 
 
@@ -183,21 +183,7 @@ def to_line(record: Record | VideoEnd, entry: str, version: str) -> bytes:
     if isinstance(record, Failure):
         values["reason"] = record.reason
     elif isinstance(record, LabeledPicture):
-        values |= {
-            "size_hw": record.size_hw,
-            "time_s": record.time_s,
-            "classes": [
-                {
-                    "name": one.name,
-                    "score": one.score,
-                    "level": one.level,
-                    "present": one.present,
-                    # Not by dataclasses.asdict, which copies each number.
-                    "parts": [[part.area_px, part.box_xyxy, part.counts] for part in one.parts],
-                }
-                for one in record.classes
-            ],
-        }
+        values |= {"size_hw": record.size_hw, "time_s": record.time_s, "classes": to_plain(record.classes)}
     return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -206,18 +192,8 @@ def from_line(line: bytes) -> Record:
     values = json.loads(line)
     if "reason" in values:
         return Failure(values["path"], values["reason"])
-    classes = tuple(
-        LabeledClass(
-            one["name"],
-            one["score"],
-            one["level"],
-            one["present"],
-            tuple(Part(area_px, _box(box), tuple(counts)) for area_px, box, counts in one["parts"]),
-        )
-        for one in values["classes"]
-    )
     height, width = values["size_hw"]
-    return LabeledPicture(values["path"], (height, width), values["time_s"], classes)
+    return LabeledPicture(values["path"], (height, width), values["time_s"], from_plain(values["classes"]))
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -243,11 +219,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     is_ours = isinstance(values, dict) and all(isinstance(values.get(key), str) for key in ("entry", "version", "path"))
     return values if is_ours else None
-
-
-def _box(values: list[int]) -> tuple[int, int, int, int]:
-    left, top, right, bottom = values
-    return left, top, right, bottom
 
 
 @contextmanager

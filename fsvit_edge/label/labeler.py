@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,12 +23,15 @@ from fsvit_edge.remote.wire import Facts, Options
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, bundle_sha256
 from fsvit_edge.runtime.engines.choose import CPU_ENGINES
 from fsvit_edge.runtime.errors import ArtifactError
-from fsvit_edge.runtime.limits import usable_cores
+from fsvit_edge.runtime.limits import free_memory, usable_cores
+from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.pictures import decode_with_size
 
 _MOST_AT_ONCE = 4
 """Labelers on one CPU: each needs the memory of a model."""
+_SHARE_OF_FREE = 0.8
+"""Of the memory that is free beside the first of them, for the others; pictures need the rest."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Labeler:
             self._model = _open_box(options, say)
             self.about = _about(self._model.facts)
             return
+        self._before_mb = resident_memory_mb([os.getpid()])
         self._bundle, self._threads = options.bundle or DEFAULT_BUNDLE, options.threads
         chosen = (options.engine, options.precision, options.threads)
         self._model = model = FewShotModel.load(self._bundle, *chosen, options.bank, say)
@@ -126,6 +131,11 @@ class Labeler:
             )
         return found
 
+    def needed_mb(self) -> float:
+        """Return the memory that a model took here up to its first answer, in 10^6 bytes: about that of a twin."""
+        self.predict(np.zeros((64, 64, 3), np.uint8))
+        return resident_memory_mb([os.getpid()]) - self._before_mb
+
     def twin(self) -> "Labeler":
         """Open the model of a bundle once more, for another thread, with the same classes, which are kept once."""
         assert isinstance(self._model, FewShotModel)
@@ -149,7 +159,7 @@ class Labeler:
 def open_side_by_side(
     make: type[Labeler], options: LabelerOptions, say: Say = lambda _: None
 ) -> Iterator[Sequence[Labeler]]:
-    """Open as many labelers of a class as label fastest at once; raises like `Labeler`.
+    """Open as many labelers of a class as label fastest at once, and as the memory takes; raises like `Labeler`.
 
     Where a CPU computes, models of one thread each need less of its time for a picture than one of all threads, which
     wait for each other: cst-nano labeled 62 pictures per second on two cores instead of 44.
@@ -161,8 +171,31 @@ def open_side_by_side(
         threads = options.threads or usable_cores()
         count = min(threads, _MOST_AT_ONCE)
         first = stack.enter_context(make(replace(options, threads=threads // count), say))
-        more = count - 1 if first.about.engine in CPU_ENGINES else 0
-        yield [first, *(stack.enter_context(first.twin()) for _ in range(more))]
+        if first.about.engine not in CPU_ENGINES:
+            yield [first]
+            return
+        fitting = _number_that_fit(first, count, say)
+        if fitting < count:
+            first.close()
+            chosen = replace(options, engine=first.about.engine, precision=first.about.precision)
+            first = stack.enter_context(make(replace(chosen, threads=threads // fitting), lambda _: None))
+        yield [first, *(stack.enter_context(first.twin()) for _ in range(fitting - 1))]
+
+
+def _number_that_fit(first: Labeler, most: int, say: Say) -> int:
+    """Return how many labelers like the first one, with it, the memory takes; at most so many."""
+    if most == 1:
+        return 1
+    needed_mb = max(first.needed_mb(), 1.0)
+    free = free_memory()  # of after its first answer
+    if free is None:
+        return most
+    free_mb = free / 1e6
+    number = 1 + min(most - 1, int(_SHARE_OF_FREE * free_mb / needed_mb))
+    if number < most:
+        models = "1 model labels" if number == 1 else f"{number} models label"
+        say(f"Note: {models}, not {most}: each needs {needed_mb:.0f} MB, and {free_mb:.0f} MB are free.")
+    return number
 
 
 def label_picture(

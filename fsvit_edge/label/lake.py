@@ -1,7 +1,6 @@
 """Pictures in stores such as S3 and Google Cloud Storage, listed and read by the file systems of pyarrow."""
 
 import posixpath
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from urllib.parse import urlsplit
 
 from fsvit_edge.label.pictures import WITH_MASKS, Listing, WithSize, stored
 from fsvit_edge.live.sources.files import VIDEO_SUFFIXES
-from fsvit_edge.live.uri import printable, printable_address
-from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError, package_error
+from fsvit_edge.live.uri import is_address, printable, printable_address
+from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError, first_line, package_error
 from fsvit_edge.runtime.pictures import (
     MAX_PICTURE_BYTES,
     PICTURE_SUFFIXES,
@@ -23,13 +22,6 @@ from fsvit_edge.runtime.pictures import (
 
 if TYPE_CHECKING:  # an extra, which only --ray needs
     from pyarrow import fs
-
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-
-def is_in_lake(source: str) -> bool:
-    """Whether a source is an address, such as s3://bucket/folder."""
-    return _ADDRESS.match(source) is not None
 
 
 class LakeReader:
@@ -93,7 +85,7 @@ def list_lake(addresses: Sequence[str]) -> Lake:
         InputError: An address is unknown or has no pictures, or they are of several stores.
         SourceError: There is nothing at an address, or it cannot be read.
     """
-    if not all(map(is_in_lake, addresses)) or len({_store(address) for address in addresses}) > 1:
+    if not all(map(is_address, addresses)) or len({_store(address) for address in addresses}) > 1:
         raise InputError(
             "The sources are in several stores; label those of each, or local ones, with an --output of its own."
         )
@@ -179,5 +171,4 @@ def _reading(shown: str) -> Iterator[None]:
     except FsvitEdgeError:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are ValueErrors
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise SourceError(f"{printable(shown)} cannot be read: {reason}.") from error
+        raise SourceError(f"{printable(shown)} cannot be read: {first_line(error)}.") from error

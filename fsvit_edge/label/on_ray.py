@@ -118,9 +118,7 @@ class _Filling:
         self._awaited = {entry.name for entry in pending}
         self._waiting: list[pa.Table] = []
         self._started_s = self._written_s = time.monotonic()
-        share = 1 - len(pending) / self._count
-        problems = sum(entry.problem != "" for entry in listing.entries)
-        self._progress = Progress(len(kept.labeled), problems, 0, share, share, 0.0)
+        self._progress = Progress.at_start(listing, pending, kept)
 
     def take(self, answers: "Iterator[pa.Table]") -> None:
         """Write all answers; an FsvitEdgeError if one is missing. Whatever ends it, what was answered is written."""

@@ -178,12 +178,13 @@ class Output:
         try:
             values: Any = json.loads(read_file(file, MAX_JSON_BYTES))
         except (OSError, ValueError) as error:
-            raise self._damage(file, str(error)) from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise self._damage(file, reason) from error
         if not isinstance(values, dict) or not values.keys() >= set(keys):
             raise self._damage(file, "it has something else")
         return dict(values)
 
-    def _damage(self, file: Path, reason: str) -> ArtifactError:
+    def _damage(self, file: Path, reason: object) -> ArtifactError:
         return ArtifactError(
             f"{file} is damaged: {reason}; remove the folder {self.folder}, or give another one with --output."
         )

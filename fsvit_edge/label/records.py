@@ -1,7 +1,8 @@
 """What `label` found in one picture, as it is kept until the label files are written, and in JSON lines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,21 @@ class About:
     engine: str  # such as "onnxruntime"
     precision: str  # such as "fp32"
     outlines: str  # "sharp" or "plain"
+
+
+def to_plain(classes: Iterable[LabeledClass]) -> list[dict[str, Any]]:
+    """Return classes as plain values; as `asdict`, which copies each run length: nine tenths of the time."""
+    return [{**vars(one), "parts": [vars(part) for part in one.parts]} for one in classes]
+
+
+def from_plain(classes: Iterable[Mapping[str, Any]]) -> tuple[LabeledClass, ...]:
+    """Return the classes of `to_plain`; a KeyError, TypeError or ValueError if they are something else."""
+    return tuple(LabeledClass(**{**one, "parts": tuple(map(_part, one["parts"]))}) for one in classes)
+
+
+def _part(plain: Mapping[str, Any]) -> Part:
+    left, top, right, bottom = plain["box_xyxy"]
+    return Part(plain["area_px"], (left, top, right, bottom), tuple(plain["counts"]))
 
 
 def run_lengths(pixels: npt.NDArray[np.bool_]) -> tuple[int, ...]:

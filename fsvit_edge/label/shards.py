@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from fsvit_edge.label.journal import Failure, Kept, Kind, Record
 from fsvit_edge.label.pictures import Listing
-from fsvit_edge.label.records import About, LabeledClass, LabeledPicture, Part
-from fsvit_edge.runtime.errors import ArtifactError
+from fsvit_edge.label.records import About, LabeledPicture, from_plain, to_plain
+from fsvit_edge.runtime.errors import ArtifactError, first_line
 from fsvit_edge.runtime.storage import atomic_write, remove_leftovers
 
 if TYPE_CHECKING:  # an extra, which only --ray needs
@@ -78,20 +78,7 @@ def to_rows(records: Sequence[Record], versions: Sequence[str], about: About) ->
             row["error"] = record.reason
         else:
             row["height"], row["width"] = record.size_hw
-            row["classes"] = [
-                {
-                    "name": one.name,
-                    "score": one.score,
-                    "level": one.level,
-                    "present": one.present,
-                    # Not by dataclasses.asdict, which copies each number.
-                    "parts": [
-                        {"area_px": part.area_px, "box_xyxy": part.box_xyxy, "counts": part.counts}
-                        for part in one.parts
-                    ],
-                }
-                for one in record.classes
-            ]
+            row["classes"] = to_plain(record.classes)
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=row_schema())
 
@@ -228,9 +215,9 @@ class Shards:
             with pq.ParquetFile(self._file(number), page_checksum_verification=True) as file:
                 yield file
         except (OSError, ValueError, pa.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ArtifactError(
-                f"{self._file(number)} is damaged: {reason}; remove it, and the same command labels its pictures again."
+                f"{self._file(number)} is damaged: {first_line(error)}; remove it, and the same command labels its "
+                "pictures again."
             ) from error
 
 
@@ -246,18 +233,4 @@ def _facts(about: bytes) -> dict[str, Any]:
 def _to_record(row: dict[str, Any]) -> Record:
     if row["error"] is not None:
         return Failure(row["path"], row["error"])
-    classes = tuple(
-        LabeledClass(
-            one["name"],
-            one["score"],
-            one["level"],
-            one["present"],
-            tuple(
-                Part(part["area_px"], (box[0], box[1], box[2], box[3]), tuple(part["counts"]))
-                for part in one["parts"]
-                for box in [part["box_xyxy"]]
-            ),
-        )
-        for one in row["classes"]
-    )
-    return LabeledPicture(row["path"], (row["height"], row["width"]), None, classes)
+    return LabeledPicture(row["path"], (row["height"], row["width"]), None, from_plain(row["classes"]))

@@ -1,6 +1,5 @@
 """Follows the bank of a fleet: asks its origin for a newer one, tries that, and swaps it in between two frames."""
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,8 @@ from fsvit_edge.live.bank_origin import Fetched, NoSignatureError, Origin, Origi
 from fsvit_edge.live.bank_trial import Ask, BankRefusedError, check_verdicts, try_bank
 from fsvit_edge.live.health import BankStatus
 from fsvit_edge.live.shared_model import PATIENCE_S, LiveModel
-from fsvit_edge.runtime.disk_steps import write_errors
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.storage import temporary_folder
+from fsvit_edge.runtime.storage import no_temporary_place, temporary_folder
 
 _Answer = TypeVar("_Answer")
 
@@ -234,10 +232,12 @@ def _file_of(candidate: BankCopy) -> Iterator[Path]:
     if candidate.path is not None:
         yield candidate.path
         return
-    with ExitStack() as stack:
-        with write_errors(Path(tempfile.gettempdir())):
-            path = stack.enter_context(temporary_folder()) / "bank.safetensors"
+    with temporary_folder() as folder:
+        path = folder / "bank.safetensors"
+        try:
             path.write_bytes(candidate.fetched.data)
+        except OSError as error:
+            raise no_temporary_place(error) from error
         yield path
 
 

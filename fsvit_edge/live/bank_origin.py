@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import re
 import ssl
-import stat
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +11,10 @@ from urllib.parse import SplitResult
 
 from fsvit_edge.fewshot.bank_file import check_bank_path
 from fsvit_edge.fewshot.bank_signature import SIGNATURE_SUFFIX, signature_of
-from fsvit_edge.live.uri import printable, printable_address
+from fsvit_edge.live.uri import is_address, printable, printable_address
 from fsvit_edge.live.web_request import WEB_ERRORS, WebRequest, answer_text, parse_web_address, redirect_problem
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError
-from fsvit_edge.runtime.storage import version_of
+from fsvit_edge.runtime.storage import open_regular, version_of
 
 MAX_BANK_BYTES = 256_000_000
 """As for an upload to the page."""
@@ -26,7 +24,6 @@ _STALL_S = 10.0
 _CHUNK_BYTES = 2**16
 _MAX_VERSION = 1000  # characters of a header
 _ABSENT = (403, 404, 410)  # some stores answer 403 for what does not exist
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 Version = tuple[str, ...]
 """What differs when the bank does: ETag and Last-Modified of a server, or identity, size and time of a file."""
@@ -80,11 +77,6 @@ class Origin(ABC):
     @abstractmethod
     def cut(self) -> None:
         """End what another thread waits for, as far as possible."""
-
-
-def is_address(bank: str) -> bool:
-    """Whether a bank is given by an address rather than by a file."""
-    return _ADDRESS.match(bank) is not None
 
 
 def open_origin(bank: str, is_signed: bool) -> Origin:
@@ -209,9 +201,7 @@ class FileOrigin(Origin):
 
 def _read(path: Path, most: int) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
-            raise OriginError(f"{printable(str(path))} is no file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(most + 1)
     except OSError as error:
         raise OriginError(f"The file {printable(str(path))} cannot be read ({error.strerror})") from error

@@ -11,7 +11,7 @@ from fsvit_edge.fewshot.first_look import FirstLook
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.fewshot.zones import Zone, check_zones
 from fsvit_edge.live.bank_follower import POLL_S, BankFollower
-from fsvit_edge.live.bank_origin import is_address, open_origin
+from fsvit_edge.live.bank_origin import open_origin
 from fsvit_edge.live.collisions import refuse_collisions
 from fsvit_edge.live.doubts import DoubtKeeper
 from fsvit_edge.live.loop import LiveRun, OnFrame, RunResult
@@ -35,6 +35,7 @@ from fsvit_edge.live.sources.demo import demo_length, demo_supports
 from fsvit_edge.live.sources.many import ManySources, NamedSource
 from fsvit_edge.live.sources.names import source_names
 from fsvit_edge.live.sources.open import open_source
+from fsvit_edge.live.uri import is_address
 from fsvit_edge.remote.client import RemoteModel, bank_on_box, is_box, refuse_what_a_box_decides, refuse_with_box
 from fsvit_edge.remote.wire import Options
 from fsvit_edge.runtime.errors import InputError
@@ -43,6 +44,7 @@ from fsvit_edge.runtime.presence_level import check_level
 from fsvit_edge.runtime.storage import remove_leftovers
 
 DEFAULT_BANK = Path("bank.safetensors")
+_LEAST_POLL_S = 0.05  # 20 questions a second; more would only keep the server and a core busy
 _MOST_POLL_S = 7 * 86400.0  # a thread cannot wait for longer than 292 years
 
 OpenPage = Callable[[str, LiveModel, Path], Sink]
@@ -108,9 +110,9 @@ class RunOptions:
         check_zones(self.zones)
         if self.bank is None and (self.trust is not None or self.poll_s is not None):
             raise InputError("--trust and --poll are for a bank that others change; give it with --bank.")
-        if self.poll_s is not None and not 0 < self.poll_s <= _MOST_POLL_S:
+        if self.poll_s is not None and not _LEAST_POLL_S <= self.poll_s <= _MOST_POLL_S:
             raise InputError(
-                f"--poll must be above 0 and at most {_MOST_POLL_S:.0f} seconds, a week; got {self.poll_s:g}."
+                f"--poll must be {_LEAST_POLL_S:g} to {_MOST_POLL_S:.0f} seconds, a week; got {self.poll_s:g}."
             )
         if self.review and self.follows_bank:
             raise InputError("--review writes into the bank, which here comes from elsewhere; leave out one of them.")

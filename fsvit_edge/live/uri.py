@@ -20,6 +20,7 @@ _EXPECTED = (
 )
 _STREAMS: dict[str, SourceKind] = {"rtsp": "rtsp", "rtsps": "rtsp", "http": "http", "https": "http"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.,-]*:")
+_SCHEME_OF_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _ADDRESS = re.compile(
     r"://|:.*@|^\W*(?:rtsp|rtmp|rtp|srt|udp|tcp|http|mqtt|amqp|ws|ftp|csi)s?[^\w.]*[:/\\][^\w.]*[/\\]", re.I | re.S
@@ -79,6 +80,11 @@ def is_host(name: str | None) -> bool:
         return bool((name or "").encode("idna"))
     except UnicodeError:
         return False
+
+
+def is_address(text: str) -> bool:
+    """Whether a text begins as an address does, such as s3://bucket."""
+    return _SCHEME_OF_ADDRESS.match(text) is not None
 
 
 def looks_like_address(text: str) -> bool:

@@ -69,9 +69,9 @@ def load_network(
     if not head_state and (head or _stored_head(checkpoint)) == TRAINED_HEAD:
         raise ArtifactError(
             f"{checkpoint} contains no head: expected tensors named {HEAD_PREFIX}*, "
-            f"got {', '.join(sorted(state)[:3]) or 'nothing'}."
+            f"got {', '.join(sorted(state)[:3]) or 'nothing'}; a backbone alone goes with --head prototype."
         )
-    config = _configuration(checkpoint, backbone, image_size, head, backbone_state)
+    config = _configuration(checkpoint, backbone, image_size, head, backbone_state, bool(head_state))
     if weights is not None:
         backbone_state = _backbone_of(read_state(weights))
     if not backbone_state and config.backbone in OUR_BACKBONES:
@@ -111,9 +111,7 @@ def build_network(
         if weights is None:
             raise InputError("Give the name of the backbone to download with --backbone.")
         backbone = infer_backbone(state)
-    patch = re.search(r"_patch(\d+)_", backbone)  # the encoder refuses a name without one
-    size = image_size or PUBLISHED_IMAGE_SIZE - PUBLISHED_IMAGE_SIZE % (int(patch[1]) if patch else 1)
-    network = FewShotNetwork(ModelConfig(name, backbone, size, head=head), pretrained)
+    network = FewShotNetwork(ModelConfig(name, backbone, image_size or _usual_size(backbone), head=head), pretrained)
     if weights is not None:
         network.encoder.load_published(state)
     return network
@@ -214,10 +212,15 @@ def infer_backbone(state: Mapping[str, Tensor]) -> str:
 
 
 def _configuration(
-    checkpoint: Path, backbone: str | None, image_size: int | None, head: str | None, state: Mapping[str, Tensor]
+    checkpoint: Path,
+    backbone: str | None,
+    image_size: int | None,
+    head: str | None,
+    state: Mapping[str, Tensor],
+    has_head: bool,
 ) -> ModelConfig:
     """Return the stored configuration with the options, or the published one of a backbone (or of its weights)."""
-    if checkpoint.suffix == ".safetensors":
+    if _has_configuration(checkpoint) or (checkpoint.suffix == ".safetensors" and has_head):
         stored = ModelConfig.from_json(checkpoint.with_suffix(".json"))
         is_other_head = head not in (None, stored.head)
         return replace(
@@ -231,14 +234,23 @@ def _configuration(
     if backbone is None and not state:
         raise InputError(f"{checkpoint} contains only the head; give the name of its backbone with --backbone.")
     known = backbone or infer_backbone(state)
-    return ModelConfig(checkpoint.stem, known, image_size or PUBLISHED_IMAGE_SIZE, head=head or TRAINED_HEAD)
+    return ModelConfig(checkpoint.stem, known, image_size or _usual_size(known), head=head or TRAINED_HEAD)
+
+
+def _usual_size(backbone: str) -> int:
+    """The largest multiple of the patch size up to the published size."""
+    patch = re.search(r"_patch(\d+)_", backbone)  # the encoder refuses a name without one
+    return PUBLISHED_IMAGE_SIZE - PUBLISHED_IMAGE_SIZE % (int(patch[1]) if patch else 1)
+
+
+def _has_configuration(checkpoint: Path) -> bool:
+    return checkpoint.suffix == ".safetensors" and checkpoint.with_suffix(".json").is_file()
 
 
 def _stored_head(checkpoint: Path) -> str:
     """Return the head in the configuration next to a checkpoint; the trained one if there is no configuration."""
-    file = checkpoint.with_suffix(".json")
-    is_ours = checkpoint.suffix == ".safetensors" and file.is_file()
-    return ModelConfig.from_json(file).head if is_ours else TRAINED_HEAD
+    is_ours = _has_configuration(checkpoint)
+    return ModelConfig.from_json(checkpoint.with_suffix(".json")).head if is_ours else TRAINED_HEAD
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import GraphInfo
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.engines.choose import EngineChoice
-from fsvit_edge.runtime.errors import FsvitEdgeError
+from fsvit_edge.runtime.errors import FsvitEdgeError, first_line
 from fsvit_edge.runtime.limits import usable_cores
 
 
@@ -73,9 +73,7 @@ class TorchEngine(Engine):
             with torch.inference_mode():
                 outputs = self._module(*(tensor.value for tensor in tensors))
         except RuntimeError as error:  # out of device memory, for example
-            raise FsvitEdgeError(
-                f"torch failed to run the network: {str(error).splitlines()[0].rstrip('.')}."
-            ) from error
+            raise FsvitEdgeError(f"torch failed to run the network: {first_line(error)}.") from error
         return {spec.name: TorchTensor(value) for spec, value in zip(self.outputs, outputs, strict=True)}
 
     def wait(self) -> None:

@@ -13,7 +13,7 @@ from fsvit_edge.live.frame import Frame
 from fsvit_edge.live.health import Health
 from fsvit_edge.live.shared_model import Enrolled
 from fsvit_edge.page import schemas
-from fsvit_edge.page.events import hex_color
+from fsvit_edge.page.event_log import hex_color
 
 
 class ShownState:

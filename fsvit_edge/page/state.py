@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,15 @@ from fsvit_edge.fewshot.review import BUSY_S, store_verdict
 from fsvit_edge.fewshot.review_items import ReviewItem, ReviewItems, Verdict, with_verdicts_of
 from fsvit_edge.live.shared_model import LiveModel
 from fsvit_edge.page import schemas
-from fsvit_edge.page.answers import Answers
 from fsvit_edge.page.background import BackgroundRoute
-from fsvit_edge.page.events import EventLog
+from fsvit_edge.page.event_log import EventLog
 from fsvit_edge.page.frame_hub import FrameHub, decode_mask, encode_png
+from fsvit_edge.page.frozen_answers import FrozenAnswers
 from fsvit_edge.page.shown_state import Seen, ShownState
 from fsvit_edge.page.trials import Trials
 from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
 from fsvit_edge.runtime.storage import BusyError, editing, version_of
 
-_Answer = TypeVar("_Answer")
 UPLOAD_WAIT_S = 5.0
 """How long a file waits for others to be loaded."""
 _POLL_S = 0.05
@@ -55,14 +54,14 @@ class PageState:
     writing: threading.Lock = field(default_factory=threading.Lock)  # held by `_writing`
     unstored: list[ReviewItem] = field(default_factory=list)  # what the bank's file does not know of verdicts
     trials: Trials = field(init=False)
-    answers: Answers = field(init=False)
+    answers: FrozenAnswers = field(init=False)
     saved_changes: int | None = field(init=False)  # None: the file does not have all of it
     file_sum: str | None = field(init=False)  # of the file as this run read or wrote it; None: it did neither
     first_changes: int = field(init=False)
     found_in_file: tuple[tuple[int, ...] | None, str | None] = (None, None)  # its version, and the sum of that
 
     def __post_init__(self) -> None:
-        self.trials, self.answers = Trials(self.model), Answers(self.model)
+        self.trials, self.answers = Trials(self.model), FrozenAnswers(self.model)
         self.first_changes = self.model.changes
         self.saved_changes = self.file_sum = None
         file = None if self.model.bank_origin else self._file()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fsvit_edge import __version__
 from fsvit_edge.fewshot.bank import SupportBank
+from fsvit_edge.fewshot.bank_file import check_bank_header
 from fsvit_edge.fewshot.class_choice import choose_classes
 from fsvit_edge.fewshot.first_look import FirstLook
 from fsvit_edge.fewshot.index_mask import index_png
@@ -36,6 +37,7 @@ BANK_SUFFIX = ".safetensors"
 
 _MOST_CHOICES = 32
 """Choices of classes and levels that are kept for each bank: a labeling asks for one, again and again."""
+_PART_BYTES = 2**20
 _MAX_SIDE_PX = 32_767
 """Of a frame, as of OpenCV's pictures: one of 1 x 40,000,000 pixels held up all cameras for more than a minute."""
 
@@ -184,9 +186,13 @@ class Box:
     def _read(self, path: Path, version: tuple[int, ...] | None, known: _Loaded | None) -> _Loaded:
         try:
             with open_regular(path) as file:  # a pipe would hold up all cameras
-                digest = hashlib.sha256(file.read()).hexdigest()
+                check_bank_header(path)  # and so would a large file that is no bank
+                total = hashlib.sha256()
+                for part in iter(lambda: file.read(_PART_BYTES), b""):
+                    total.update(part)
         except OSError as error:
             raise ArtifactError(f"Bank {path} cannot be read: {error.strerror}.") from error
+        digest = total.hexdigest()
         if known is not None and known.sha256 == digest:
             return replace(known, version=version, problem="")
         self._model.load_bank(path)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from fsvit_edge.fewshot.names import escaped
-from fsvit_edge.fewshot.prediction import Prediction, StageClock
+from fsvit_edge.fewshot.prediction import STAGES, Prediction, StageClock
 from fsvit_edge.fewshot.steady import SteadyAnswers
 from fsvit_edge.fewshot.support_masks import Image
 from fsvit_edge.fewshot.zones import Zone
 from fsvit_edge.remote import wire
-from fsvit_edge.remote.answers import check_details, check_facts, check_tensors, label_map_of
+from fsvit_edge.remote.answer_checks import check_details, check_facts, check_tensors, label_map_of
 from fsvit_edge.remote.status import BoxStatus
 from fsvit_edge.remote.wire import Details, Facts, Options
 from fsvit_edge.runtime.engines.choose import EngineChoice
@@ -95,7 +95,7 @@ class RemoteModel:
         zones: Zones that replace those of the bank, unless there are none.
 
     Attributes:
-        name: The address, safe to print.
+        address: The same, safe to print.
         facts: By what the box answered last.
         box: Its state; any thread may read it.
 
@@ -384,6 +384,10 @@ def _parsed(address: str) -> tuple[str, str]:
 
 
 def _laps(here_ms: Mapping[str, float], box_ms: Mapping[str, float]) -> dict[str, float]:
-    """The stages of an answer: those of the box, and what the way there and back took beside them."""
-    network_ms = here_ms["network"] - sum(box_ms.values())
+    """The stages of an answer: those of the box, and what the way there and back took beside them.
+
+    Stages that are not known are left out: each new name would be kept for as long as the run.
+    """
+    box_ms = {stage: box_ms[stage] for stage in STAGES if stage in box_ms}
+    network_ms = max(0.0, here_ms["network"] - sum(box_ms.values()))
     return {**box_ms, "preprocess": here_ms["preprocess"] + box_ms.get("preprocess", 0.0), "network": network_ms}

@@ -88,7 +88,6 @@ def append(path: Path, data: bytes) -> None:
 
 def overwrite(path: Path, source: BinaryIO) -> None:
     """Replace the contents of a file; what a full disk would cut short is refused before anything changes."""
-    tell_once(f"{path} cannot be renamed, so it was overwritten in place: a power cut meanwhile can damage it")
     size = source.seek(0, os.SEEK_END)
     source.seek(0)
     with path.open("r+b") as file:
@@ -104,6 +103,7 @@ def overwrite(path: Path, source: BinaryIO) -> None:
         file.truncate()
         file.flush()
         flush_open(file.fileno())
+    tell_once(f"{path} cannot be renamed, so it was overwritten in place: a power cut meanwhile can damage it")
 
 
 # ------------------------------------------------------------------------------------------- steps of an atomic write

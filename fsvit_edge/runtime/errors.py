@@ -40,6 +40,11 @@ class EnvironmentLacksError(FsvitEdgeError):
     exit_code = 3
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error of a library says first, as a part of our sentence: its kind if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def package_error(needs: str, module: str, install: str, error: Exception) -> EnvironmentLacksError:
     """Say of an optional package that it is not installed; or that it is, and why it cannot be loaded.
 
@@ -52,9 +57,8 @@ def package_error(needs: str, module: str, install: str, error: Exception) -> En
     # A module of it that is missing is a version that is too old, which installing mends as well.
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == module:
         return EnvironmentLacksError(f"{needs}, which is not installed; try: {install}.")
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return EnvironmentLacksError(
-        f"{needs}, which is installed and cannot be loaded ({reason}); see: fsvit-edge doctor."
+        f"{needs}, which is installed and cannot be loaded ({first_line(error)}); see: fsvit-edge doctor."
     )
 
 

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 Fields = defaultdict[int, list[Any]]
 """The values of a protobuf message by the number of the field: an int if of variable length, else a memoryview."""
 
@@ -62,6 +64,25 @@ def keeps_data_elsewhere(data: bytes) -> bool:
         return any(one[_EXTERNAL_DATA] or any(one[_DATA_LOCATION]) for one in _tensors("model", memoryview(data)))
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError("it is truncated or not a protobuf message") from error
+
+
+def tensor_with_nan(data: bytes) -> str | None:
+    """Return the name of the first tensor of an ONNX file that has a NaN; None if there is none.
+
+    Infinite values are no fault: masks are made of them. Raises as `keeps_data_elsewhere`.
+    """
+    try:
+        return next((text(one, 8) for one in _tensors("model", memoryview(data)) if _has_nan(one)), None)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError("it is truncated or not a protobuf message") from error
+
+
+def _has_nan(tensor: Fields) -> bool:
+    dtype = {1: "<f4", 10: "<f2", 11: "<f8"}.get(sum(tensor[2][-1:]))
+    packed = {"<f4": 4, "<f8": 10}.get(dtype or "", 0)  # FP16 is packed as integers, by nobody
+    return dtype is not None and any(
+        bool(np.isnan(np.frombuffer(part, dtype)).any()) for part in (*tensor[9], *tensor[packed]) if len(part)
+    )
 
 
 def declared_tensors(data: bytes) -> tuple[list[Declared], list[Declared]]:

@@ -203,15 +203,24 @@ class TemporaryFile:
         flush_folder_of(self._name)
 
 
+def no_temporary_place(error: OSError) -> FsvitEdgeError:
+    """The error of a folder for temporary files that is full, read-only or not there."""
+    reason = error.strerror or error
+    return FsvitEdgeError(f"The device has no place for temporary files: {reason}; make room, or set TMPDIR.")
+
+
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yield an empty folder for files of no use later, in `tempfile.gettempdir()`; an OSError if it cannot be made.
+    """Yield an empty folder for files of no use later; an FsvitEdgeError if it cannot be made.
 
     What killed processes left there is removed first: an upload of a bank is up to 256 MB.
     """
-    parent = Path(tempfile.gettempdir())
-    remove_leftovers(parent)
-    descriptor, folder = create_folder(parent)
+    try:
+        parent = Path(tempfile.gettempdir())
+        remove_leftovers(parent)
+        descriptor, folder = create_folder(parent)
+    except OSError as error:
+        raise no_temporary_place(error) from error
     try:
         yield folder
     finally:

@@ -104,7 +104,7 @@ def test_a_bank_that_devices_would_refuse_is_signed_with_a_warning(here: Path, c
     ("options", "problem"),
     [
         ("--trust x", "--trust and --poll are for a bank that others change; give it with --bank."),
-        ("--bank bank.safetensors --poll 0", "--poll must be above 0 and at most 604800 seconds, a week; got 0."),
+        ("--bank bank.safetensors --poll 1e-9", "--poll must be 0.05 to 604800 seconds, a week; got 1e-09."),
         ("--bank bank.safetensors --trust x", "--trust takes the public key that fsvit-edge bank key printed"),
         ("--bank http://me:s3cret@host/b.safetensors", "A bank from http:// could be exchanged on the way"),
         ("--bank bank.safetensors --poll 9 --review", "--review writes into the bank, which here comes from elsewhere"),

@@ -202,7 +202,7 @@ def test_more_negatives_than_fit_are_refused_before_anything_is_printed(bank: Pa
 def test_two_commands_at_once_both_keep_their_change(bank: Path) -> None:
     words = [["bank", "scene", str(bank), "other.jpg"], ["enroll", "cat", "like.jpg", "--not"]]
     running = [subprocess.Popen([sys.executable, "-m", "fsvit_edge.cli.main", *one]) for one in words]
-    assert [one.wait(60) for one in running] == [0, 0]
+    assert [one.wait(120) for one in running] == [0, 0]
     both = SupportBank.load(bank)
     assert (len(both.scene), len(both.negatives("cat"))) == (1, 1)
 

@@ -74,7 +74,7 @@ atexit.register(last)
         assert process.stdout is not None
         assert process.stdout.readline() == "ends\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=25)
     assert process.returncode == code
     assert (err == "") == is_quiet
 

@@ -224,6 +224,30 @@ def forge(bundle: Path, name: str, content: bytes) -> None:
     state(bundle, graphs=graphs)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [(1, proto(9, b"\0\0\0\0\0\0\xc0\x7f")), (10, proto(9, b"\0\x7e")), (1, proto(4, b"\0\0\xc0\xff"))],
+)
+@pytest.mark.parametrize("name", ["encoder", "head"])
+def test_a_bundle_whose_weights_are_no_numbers_does_not_pass(
+    bundle: Path, name: str, dtype: int, values: bytes
+) -> None:
+    """Its sums are right and every engine opens it: what failed was the training, or a conversion."""
+    whole = (bundle / described(bundle)[name]["file"]).read_bytes()
+
+    def found(values: bytes) -> Inspection:
+        tensor = proto(1, len(values) // 4 or 1) + proto(2, dtype) + proto(8, "w\x1b[1m") + values
+        forge(bundle, name, whole + proto(7, proto(5, tensor)))
+        return inspected(bundle)
+
+    infinite = found(values.replace(b"\x7e", b"\x7c").replace(b"\xc0", b"\x80"))  # as in masks
+    assert (infinite.problems, infinite.runs_here) == ((), True)
+    broken = found(values)
+    assert not broken.runs_here
+    (problem,) = broken.problems
+    assert f"{name}.onnx has a NaN in the tensor 'w\\x1b[1m', so its answers are none" in problem
+
+
 def exchange(bundle: Path, one: str, other: str) -> None:
     """Exchange the files of two graphs, with their sums."""
     contents = [(bundle / described(bundle)[name]["file"]).read_bytes() for name in (one, other)]

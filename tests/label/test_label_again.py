@@ -256,3 +256,12 @@ def test_a_note_of_the_folder_that_is_something_else_is_said(
     (tmp_path / "out" / STATE_NAME / name).write_text(content)
     with pytest.raises(FsvitEdgeError, match=r"is damaged: it has something else; remove the folder|labels made "):
         run("out", album.name, every_s=1)
+
+
+def test_a_note_that_cannot_be_read_is_told_in_words(run: Run, album: Path, tmp_path: Path) -> None:
+    run("out", album.name)
+    note = tmp_path / "out" / STATE_NAME / "complete.json"
+    note.unlink()
+    note.mkdir()
+    with pytest.raises(FsvitEdgeError, match=r"complete\.json is damaged: Is a directory; remove the folder "):
+        run("out", album.name)

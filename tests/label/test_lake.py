@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from label_album import scene, write_album
 
-from fsvit_edge.label.lake import is_in_lake, list_lake
+from fsvit_edge.label.lake import list_lake
 from fsvit_edge.label.pictures import list_pictures
 from fsvit_edge.runtime.errors import FsvitEdgeError, InputError, SourceError
 from fsvit_edge.runtime.pictures import write_image
@@ -75,10 +75,3 @@ def test_a_reader_in_another_process_reads_the_same(photos: Path) -> None:
 def test_what_cannot_be_listed_is_told(sources: list[str], kind: type[Exception], sentence: str) -> None:
     with pytest.raises(kind, match=re.escape(sentence)):
         list_lake(sources)
-
-
-def test_an_address_is_told_from_a_path() -> None:
-    assert is_in_lake("s3://bucket/a")
-    assert is_in_lake("gs://bucket")
-    for path in ("photos/", "/s3://a", "s3:/a", "a:b", "./s3://a"):
-        assert not is_in_lake(path)

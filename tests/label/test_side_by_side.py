@@ -27,6 +27,7 @@ class SlowLabeler(PlainLabeler):
 
     engine = "onnxruntime"
     opened: list["SlowLabeler"]
+    needed = 0.0  # megabytes
 
     def __init__(self, options: LabelerOptions, say: object) -> None:
         super().__init__(options, say)
@@ -36,6 +37,9 @@ class SlowLabeler(PlainLabeler):
 
     def twin(self) -> "SlowLabeler":
         return SlowLabeler(LabelerOptions(Path("bank"), threads=self.threads), print)
+
+    def needed_mb(self) -> float:
+        return self.needed
 
     def predict(self, rgb: np.ndarray) -> Prediction:
         self.count += 1
@@ -105,7 +109,33 @@ def test_the_threads_are_shared_among_the_labelers(
     assert [one.threads for one in SlowLabeler.opened] == expected
 
 
-def test_a_twin_answers_like_the_first_and_shares_its_supports(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("free", "expected", "told"),
+    [
+        (None, [2, 2, 2, 2], None),
+        (1900 * 10**6, [2, 2, 2, 2], None),
+        (1300 * 10**6, [2, 3, 3, 3], "Note: 3 models label, not 4: each needs 500 MB, and 1300 MB are free."),
+        (700 * 10**6, [2, 4, 4], "Note: 2 models label, not 4: each needs 500 MB, and 700 MB are free."),
+        (100 * 10**6, [2, 9], "Note: 1 model labels, not 4: each needs 500 MB, and 100 MB are free."),
+    ],
+)
+def test_no_more_models_are_opened_than_the_memory_takes(
+    monkeypatch: pytest.MonkeyPatch, free: int | None, expected: list[int], told: str | None
+) -> None:
+    SlowLabeler.opened = []
+    monkeypatch.setattr(SlowLabeler, "needed", 500.0)
+    monkeypatch.setattr("fsvit_edge.label.labeler.usable_cores", lambda: 9)
+    monkeypatch.setattr("fsvit_edge.label.labeler.free_memory", lambda: free)
+    said: list[str] = []
+    with open_side_by_side(SlowLabeler, LabelerOptions(Path("bank")), said.append) as labelers:
+        assert [one.threads for one in SlowLabeler.opened] == expected
+        assert list(labelers) == [one for one in SlowLabeler.opened if not one.is_closed]
+        assert len(labelers) == (4 if told is None else len(expected) - 1)  # the first one had too few threads
+    assert said == ([] if told is None else [told])
+    assert all(one.is_closed for one in SlowLabeler.opened)
+
+
+def test_a_twin_answers_like_the_first_and_shares_its_supports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = tmp_path / "bank.safetensors"
     with FewShotModel.load(threads=1) as model:
         model.enroll("cat", [colors(1, 120, 160)], [rectangle(120, 160)[..., 0]])
@@ -120,6 +150,8 @@ def test_a_twin_answers_like_the_first_and_shares_its_supports(tmp_path: Path) -
             assert one.levels.tobytes() == other.levels.tobytes()
             assert one.label_map.tobytes() == other.label_map.tobytes()
         assert first.about == second.about
+        monkeypatch.setattr("fsvit_edge.label.labeler.resident_memory_mb", lambda _: first._before_mb + 60)
+        assert first.needed_mb() == pytest.approx(60)
         of_first, of_second = (labeler._model.bank for labeler in (first, second))
         assert np.shares_memory(of_first.supports("cat")[0].kept, of_second.supports("cat")[0].kept)
 

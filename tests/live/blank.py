@@ -41,7 +41,7 @@ def film(count: int, then: Exception | None = None, pause_s: float = 0.0) -> Fil
     return FileSource(images(), name="film")
 
 
-def until(condition: Callable[[], bool], within_s: float = 20) -> float:
+def until(condition: Callable[[], bool], within_s: float = 60) -> float:
     """Wait for a condition; return the seconds it took."""
     started = time.monotonic()
     while not condition():

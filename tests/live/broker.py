@@ -37,7 +37,7 @@ class Broker:
         assert MOSQUITTO is not None
         command = [MOSQUITTO, "-c", str(self.folder / "conf")]
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        until(self.responds, within_s=15)
+        until(self.responds)
 
     def responds(self) -> bool:
         """Whether it answers a client: a broker that only listens yet would miss the signal that stops it."""
@@ -53,7 +53,7 @@ class Broker:
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=15)
+            self._process.wait(timeout=60)
             self._process = None
 
     def retained(self) -> dict[str, bytes]:
@@ -62,7 +62,7 @@ class Broker:
         client = self.client(lambda message: kept.update({message.topic: message.payload}))
         try:
             client.publish("marker", b"last")
-            until(lambda: "marker" in kept, within_s=15)
+            until(lambda: "marker" in kept)
         finally:
             client.disconnect()
             client.loop_stop()
@@ -77,5 +77,5 @@ class Broker:
         client.on_subscribe = lambda *_: subscribed.append(True)
         client.connect("127.0.0.1", self.port)
         client.loop_start()
-        until(lambda: bool(subscribed), within_s=15)
+        until(lambda: bool(subscribed))
         return client

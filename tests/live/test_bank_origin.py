@@ -107,11 +107,11 @@ def test_what_is_wrong_with_a_server_is_said_in_time(
     server.acts[BANK] = act
     started_s = time.monotonic()
     with pytest.raises(OriginError, match=problem) as failed:
-        origin.fetch(None, 0.5)
-    assert time.monotonic() - started_s < 5
+        origin.fetch(None, 0.5 if act in (hang, trickle) else 60)
+    assert time.monotonic() - started_s < 20  # a server that hangs does so for 30 s
     assert "127.0.0.1:1" not in str(failed.value)
     del server.acts[BANK]
-    assert origin.fetch(None, 5) is not None
+    assert origin.fetch(None, 60) is not None
 
 
 def test_half_an_answer_of_unknown_length_is_never_taken_for_a_version(server: BankServer, origin: Origin) -> None:
@@ -145,7 +145,7 @@ def test_who_waits_for_a_server_can_be_cut_off(server: BankServer, origin: Origi
 
     def fetch() -> None:
         try:
-            origin.fetch(None, 30)
+            origin.fetch(None, 100)
         except OriginError as error:
             failed.append(error)
 
@@ -155,7 +155,7 @@ def test_who_waits_for_a_server_can_be_cut_off(server: BankServer, origin: Origi
         time.sleep(0.005)
     time.sleep(0.1)
     origin.cut()
-    thread.join(5)
+    thread.join(20)
     assert not thread.is_alive()
 
 
@@ -243,7 +243,7 @@ def test_a_pipe_in_place_of_a_file_holds_up_nothing(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "bank.safetensors")
-    with pytest.raises(OriginError, match="is no file"):
+    with pytest.raises(OriginError, match=r"cannot be read \(it is not a regular file\)"):
         open_origin(str(tmp_path / "bank.safetensors"), is_signed=False).fetch(None, 5)
 
 

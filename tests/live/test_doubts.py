@@ -212,7 +212,7 @@ def test_doubtful_frames_are_kept_when_there_is_room_again(bank: Path, monkeypat
             full.setattr(doubts_module, "update_review", _refuse)
             keeper.offer(Frame(image, 0, "pictures", 0.0, 0.0, 0.0), model.predict(image))
             assert keeper._writer is not None
-            keeper._writer.join(10)
+            keeper._writer.join(60)
             full.undo()
     assert [one.name for one in SupportBank.load(bank).review] == ["thing", "other"]
     assert said == [
@@ -235,7 +235,7 @@ def test_a_run_ends_although_another_program_keeps_the_bank(bank: Path, monkeypa
         monkeypatch.setattr("fsvit_edge.live.loop.stop_on_signals", lambda _: nullcontext())  # not in the main thread
         running = threading.Thread(target=run, daemon=True)
         running.start()
-        assert ended.wait(20)
+        assert ended.wait(60)
     assert said == [f"The last doubtful frames are not kept: another program is changing {bank}."]
     assert SupportBank.load(bank).review == ()
 
@@ -250,7 +250,7 @@ def test_frames_for_which_the_bank_was_busy_are_written_later(bank: Path) -> Non
             with editing(bank):
                 keeper.offer(Frame(image, 0, "pictures", 0.0, 0.0, 0.0), model.predict(image))
                 assert keeper._writer is not None
-                keeper._writer.join(10)
+                keeper._writer.join(60)
             assert SupportBank.load(bank).review == ()
     assert [one.name for one in SupportBank.load(bank).review] == ["thing", "other"]
     assert said == [waiting_in(bank, 2)]

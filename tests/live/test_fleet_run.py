@@ -139,12 +139,12 @@ def test_a_run_without_server_and_copy_ends_with_a_sentence_and_a_code_that_a_se
         ({"poll_s": 5.0}, "--trust and --poll are for a bank that others change; give it with --bank"),
         (
             {"bank": "b.safetensors", "poll_s": 0.0},
-            "--poll must be above 0 and at most 604800 seconds, a week; got 0",
+            "--poll must be 0.05 to 604800 seconds, a week; got 0",
         ),
-        ({"bank": "b.safetensors", "poll_s": math.nan}, "--poll must be above 0 .* got nan"),
+        ({"bank": "b.safetensors", "poll_s": math.nan}, "--poll must be 0.05 to .* got nan"),
         (
             {"bank": "b.safetensors", "poll_s": 1e10},
-            "--poll must be .* at most 604800 seconds, a week; got 1e",
+            "--poll must be .* to 604800 seconds, a week; got 1e",
         ),  # no thread can
         ({"bank": "https://host/b", "review": True}, "--review writes into the bank, which here comes from elsewhere"),
         ({"bank": "b.safetensors", "poll_s": 1.0, "review": True}, "--review writes into the bank"),

@@ -188,12 +188,16 @@ def test_an_error_of_the_source_is_raised_after_the_sinks_are_finished() -> None
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
 def test_a_signal_stops_the_run_and_the_handlers_are_restored(number: int, code: int) -> None:
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    live_run, _ = run(film(100_000, pause_s=0.005), [Collect()])
-    killer = threading.Timer(0.3, os.kill, (os.getpid(), number))
-    killer.start()
-    started = time.monotonic()
+    signalled_s: list[float] = []
+
+    def kill(frame: Frame, *_: object) -> None:
+        if frame.index == 20:
+            signalled_s.append(time.monotonic())
+            os.kill(os.getpid(), number)
+
+    live_run, _ = run(film(100_000, pause_s=0.005), [Collect()], on_frame=kill)
     result = live_run.run()
-    assert time.monotonic() - started < 2.3
+    assert time.monotonic() - signalled_s[0] < 20  # the film takes 500 s
     assert result.exit_code == code
     assert 0 < result.statistics.frames < 100_000
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
@@ -202,7 +206,7 @@ def test_a_signal_stops_the_run_and_the_handlers_are_restored(number: int, code:
 def test_states_and_health_are_reported_while_no_frame_arrives(tmp_path: Path) -> None:
     sink = Collect()
     address = SourceAddress("csi", "0", "stub")
-    timeouts = Timeouts(open_s=3, first_frame_s=2, frame_s=1.0, delays_s=(0.3,))
+    timeouts = Timeouts(open_s=60, first_frame_s=60, frame_s=60, delays_s=(0.3,))
     with LiveSource(address, SourceOptions(), timeouts=timeouts, command=stub_camera.command("three")) as source:
         options = {"max_frames": 5, "stats_s": 0.2, "health_file": tmp_path / "health.json"}
         live_run, said = run(source, [sink], **options)
@@ -271,14 +275,16 @@ def test_memory_is_the_sum_over_the_given_processes() -> None:
 def test_systemd_receives_the_state_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(5)
+        systemd.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         live_run, _ = run(film(15, pause_s=0.1), [Collect()])
         live_run.run()
-        received = [systemd.recv(1000).decode() for _ in range(4)]
+        received = [systemd.recv(1000).decode()]
+        while received[-1] != "STOPPING=1":
+            received.append(systemd.recv(1000).decode())
     assert received[0] == "READY=1"
-    assert all(one.startswith("WATCHDOG=1\nSTATUS=film: live, ") for one in received[1:3])
-    assert received[3] == "STOPPING=1"
+    assert len(received) >= 4
+    assert all(one.startswith("WATCHDOG=1\nSTATUS=film: live, ") for one in received[1:-1])
 
 
 def test_a_python_user_runs_a_source_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

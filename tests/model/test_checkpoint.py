@@ -373,6 +373,10 @@ def test_a_head_without_weights_takes_a_backbone_alone(tmp_path: Path, shallow: 
     torch.save(before("_orig_mod.")(bare), path)
     network = load_network(path, head="prototype")
     assert torch.equal(network.encoder.vit.cls_token, bare["cls_token"])
+    save_file(before("_orig_mod.")(bare), path.with_suffix(".safetensors"))  # has no configuration beside it
+    again = load_network(path.with_suffix(".safetensors"), head="prototype")
+    assert again.config == network.config
+    assert torch.equal(again.encoder.vit.cls_token, bare["cls_token"])
     torch.save({"conv1.weight": torch.zeros(3)}, path)
     with pytest.raises(ArtifactError, match=r"no backbone of a known kind: its first tensors are conv1\.weight"):
         load_network(path, head="prototype")

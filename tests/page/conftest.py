@@ -14,7 +14,7 @@ from served_page import Served, picture, serve, show
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import false_alarms
 
-expect.set_options(timeout=20_000)  # not the 5 s of the default: on a busy machine an answer can take longer
+expect.set_options(timeout=60_000)  # not the 5 s of the default: on a busy machine an answer can take longer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

@@ -111,6 +111,17 @@ def shooting(shoot: Callable[[int], None], every_s: float) -> Iterator[None]:
         thread.join()
 
 
+def streamed(client: httpx.Client, query: str = "") -> bytes:
+    """The first picture of the stream, a JPEG."""
+    with client.stream("GET", f"/api/stream.mjpg{query}") as stream:
+        received = b""
+        for chunk in stream.iter_raw():
+            received += chunk
+            if b"\r\n--frame" in received:
+                break
+    return received[received.index(b"\xff\xd8") :].partition(b"\r\n--frame")[0]
+
+
 def freeze(served: Served) -> str:
     frozen = served.client.post("/api/frames")
     assert frozen.status_code == 201

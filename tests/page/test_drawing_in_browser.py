@@ -4,9 +4,9 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, expect
 from served_page import Served
-from test_page_in_browser import drag, enroll
+from test_page_in_browser import drag, enroll, hold
 from test_page_pictures import photo
 from test_pictures_in_browser import file
 from test_zones_in_browser import DOOR, at, begin, item, opened
@@ -14,8 +14,7 @@ from test_zones_in_browser import DOOR, at, begin, item, opened
 
 def test_a_class_whose_answer_comes_late_does_not_end_what_was_begun_since(chromium: Browser, served: Served) -> None:
     with opened(chromium, served.page.address) as page:
-        held: list[Route] = []
-        page.route("**/api/classes", lambda route: held.append(route))
+        held = hold(page, "**/api/classes")
         for begun, drawing in (("Draw a zone", "#zone-drawing"), ("Add a class", "#drawing"), ("", "#freeze")):
             enroll(page, "cup", "Name only")
             expect(page.locator("#submit")).to_be_disabled()
@@ -23,7 +22,7 @@ def test_a_class_whose_answer_comes_late_does_not_end_what_was_begun_since(chrom
                 page.keyboard.press("Escape")
                 page.get_by_role("button", name=begun).click()
                 expect(page.locator(drawing)).to_be_visible()
-            held.pop().continue_()
+            held().continue_()
             expect(page.locator("#report")).to_be_visible()
             expect(page.locator("#submit")).to_be_enabled()
             for shown in ("#frozen", drawing) if begun else (drawing,):
@@ -76,8 +75,7 @@ def test_on_a_laptop_all_that_a_frozen_frame_asks_for_is_in_view(chromium: Brows
 
 def test_a_zone_whose_answer_comes_late_does_not_end_a_newer_drawing(chromium: Browser, served: Served) -> None:
     with opened(chromium, served.page.address) as page:
-        held: list[Route] = []
-        page.route("**/api/zones", lambda route: held.append(route))
+        held = hold(page, "**/api/zones")
         for name, is_begun_again in (("first", True), ("second", False)):
             begin(page)
             for corner in DOOR:
@@ -90,7 +88,7 @@ def test_a_zone_whose_answer_comes_late_does_not_end_a_newer_drawing(chromium: B
                 page.keyboard.press("Escape")
                 begin(page)
                 page.mouse.click(*at(page, DOOR[0]))
-            held.pop().continue_()
+            held().continue_()
             expect(item(page, name)).to_be_visible()
             expect(page.locator("#zone-save")).to_be_enabled()
             expect(page.locator("#zone-drawing")).to_be_visible(visible=is_begun_again)

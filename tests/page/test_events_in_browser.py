@@ -9,8 +9,9 @@ from urllib.parse import urljoin
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, ViewportSize, expect
 from served_page import Served, enroll, serve
-from test_page_in_browser import CYCLE_S, WINDOW, started
+from test_page_in_browser import SEEN_WITHIN_S, WINDOW, intercept, pictures_are_loaded, started
 from told_events import event, show_frame, visit
+from watched_page import watched
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 
@@ -38,15 +39,9 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 @pytest.fixture
 def page(context: BrowserContext, served: Served) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test."""
-    errors: list[str] = []
-    opened = context.new_page()
-    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.goto(served.page.address)
-    expect(opened.locator("#state")).to_have_text("live")
-    yield opened
-    opened.close()
-    assert errors == []
+    with context.new_page() as opened, watched(opened, served.page.address) as page:
+        expect(page.locator("#state")).to_have_text("live")
+        yield page
 
 
 def clock(at_s: float) -> str:
@@ -169,10 +164,13 @@ def test_the_row_has_the_color_of_the_class_and_outlives_it(page: Page, served: 
     before = row.locator(".swatch").evaluate(color)
     assert before == swatch.evaluate(color) != page.locator('.class[data-name="cup"] .swatch').evaluate(color)
 
+    pictures_are_loaded(page)
     served.client.patch("/api/classes", json={"name": "mug", "new_name": "<b>jug</b>"})
     served.page.tell(event("left", "mug", AT_S + 5))
     served.page.tell(event(name="<b>jug</b>", at_s=AT_S + 6))
     expect(row.locator(".name")).to_have_text(["<b>jug</b>", "mug"])
+    expect(page.locator('.class[data-name="<b>jug</b>"]')).to_be_visible()
+    pictures_are_loaded(page)
     served.client.delete("/api/classes", params={"name": "<b>jug</b>"})
     served.page.tell(event("left", "<b>jug</b>", AT_S + 11))
     expect(row.locator(".when").first).to_have_text(re.compile("left"))
@@ -229,6 +227,7 @@ def test_a_row_keeps_the_focus_when_its_appearance_is_no_longer_kept(page: Page,
     cup = visits(page).last
     expect(cup.locator(".when")).to_contain_text("Appeared")
     cup.get_by_role("button").focus()
+    cup.locator("img").evaluate("image => image.decode()")  # it comes only now, and must before its event is gone
 
     served.page.tell(event("left", "the 51st", AT_S + 200))
     expect(cup.locator(".when")).to_have_text(f"Left {clock(AT_S + 20)} after 19 s")
@@ -267,7 +266,7 @@ def test_events_of_another_run_replace_those_that_are_shown(page: Page, served: 
         answer = route.fetch()
         route.fulfill(response=answer, json={**answer.json(), "run_id": "another"})
 
-    page.route("**/api/state", answer_as_another_run)
+    intercept(page, "**/api/state", answer_as_another_run)
     expect(image).to_have_attribute("src", "/api/events/1.jpg?run=another")
     assert own != "/api/events/1.jpg?run=another"
     expect(page.locator("#told")).to_be_empty()  # neither was news
@@ -297,6 +296,7 @@ def test_on_a_wide_screen_the_list_is_below_the_picture_and_on_a_phone_below_the
     last_of_class, opener = item.get_by_role("button").last, visits(page).get_by_role("button")
     for size in (WIDE, PHONE, WIDE):
         page.set_viewport_size(size)
+        expect(page.locator("#side + #events" if size is WIDE else "#classes + #events")).to_be_attached()
         last_of_class.focus()
         page.keyboard.press("Tab")
         expect(page.locator("#learn") if size is WIDE else opener).to_be_focused()
@@ -339,7 +339,7 @@ def test_a_real_run_lists_the_visits_of_the_demo(context: BrowserContext, tmp_pa
     with started(tmp_path) as address, context.new_page() as page:
         page.goto(address)
         gone = visits(page).filter(has_text=re.compile(r"Appeared \d\d:\d\d:\d\d, left \d\d:\d\d:\d\d after \d+ s"))
-        expect(gone.nth(1)).to_be_visible(timeout=1000 * (CYCLE_S + 10))
+        expect(gone.nth(1)).to_be_visible(timeout=1000 * SEEN_WITHIN_S)
         for image in gone.locator("img").filter(visible=True).all():
             assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
         told = context.request.get(urljoin(address, "/api/events")).json()

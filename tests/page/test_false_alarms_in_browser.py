@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from served_page import Served, health, serve, shooting
-from test_page_in_browser import WINDOW, drag, enroll, item
+from test_page_in_browser import WINDOW, drag, enroll, hold, intercept, item
+from watched_page import watched
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.frame import Frame
@@ -20,7 +21,6 @@ CAT = skimage.data.chelsea()
 CAT_LIKE = np.repeat(CAT.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)  # gray: another cat
 NOTHING = skimage.data.coffee()
 PRESENT, ABSENT = re.compile(r"\bpresent\b"), re.compile(r"^class$")
-LEARN_MS = 40_000
 PHONE = {"width": 390, "height": 844}
 
 
@@ -54,19 +54,9 @@ def camera(served: Served) -> Iterator[Camera]:
 @pytest.fixture
 def page(camera: Camera, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test, but for refused requests to reject."""
-    errors: list[str] = []
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type == "error" and not message.location["url"].endswith("/api/negatives"):
-            errors.append(f"{message.text} {message.location}")
-
-    with chromium.new_page(viewport=WINDOW) as opened:
-        opened.on("console", note)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(camera.served.page.address)
-        expect(opened.locator("#waiting")).to_be_hidden()
-        yield opened
-    assert errors == []
+    address = camera.served.page.address
+    with chromium.new_page(viewport=WINDOW) as opened, watched(opened, address, provoked="/api/negatives$") as page:
+        yield page
 
 
 def see(page: Page, camera: Camera, image: np.ndarray) -> None:
@@ -172,13 +162,12 @@ def test_a_class_that_left_since_is_not_rejected_and_the_page_says_why(page: Pag
     cat = item(page, "cat")
     expect(not_it(cat)).to_be_visible()
 
-    held: list[Route] = []
-    page.route("**/api/frames", lambda route: held.append(route))
+    held = hold(page, "**/api/frames")
     not_it(cat).click()
     expect(not_it(cat)).to_be_disabled()
     see(page, camera, NOTHING)
     expect(not_it(cat)).to_be_visible()  # still, because it was pressed
-    held[0].continue_()
+    held().continue_()
     expect(page.locator("#banner")).to_contain_text(
         "'cat' is not found in this frame, its score is not above its level"
     )
@@ -194,12 +183,16 @@ def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, c
     expect(cat).to_have_class(PRESENT)
     learn, told = page.locator("#learn"), page.locator("#scene-report")
 
+    page.clock.install(time=0)
+    page.clock.pause_at(60_000)  # or a busy machine would come too late to cancel
     learn.click()
-    expect(told).to_have_text(re.compile("^Step out of view: [1-3]$"))
+    expect(told).to_have_text("Step out of view: 3")
     learn.click()  # Cancel
     expect(told).to_be_empty()
     expect(learn).to_have_text("Learn the empty scene")
-    page.wait_for_timeout(1500)
+    page.clock.run_for(5000)
+    page.clock.resume()
+    expect(told).to_be_empty()
     assert camera.served.model.enrolled.scene_frames == 0
 
     # Noted by the page itself: one second is too short to look at each in time on a busy machine.
@@ -213,8 +206,8 @@ def test_the_empty_scene_is_learned_with_a_countdown_and_forgotten(page: Page, c
     expect(told).to_contain_text("Taking pictures. Stay out of view.")
     assert [one for one in page.evaluate("said") if one][:3] == [f"Step out of view: {left}" for left in (3, 2, 1)]
     wait_for_frames(page, 1)  # the stream goes on
-    expect(told).to_contain_text("Taking pictures. Stay out of view.")
-    expect(told).to_contain_text("The empty scene is learned from", timeout=LEARN_MS)
+    expect(told).to_have_text(re.compile(r"^(Taking pictures\. Stay out of view\.|Checking \d+ of \d+: you can .*)$"))
+    expect(told).to_contain_text("The empty scene is learned from")
     expect(told).to_contain_text(
         re.compile(r"cat: the empty scene scores [01]\.\d+, so it may be missed; press Not it")
     )
@@ -267,7 +260,7 @@ def test_all_of_it_works_with_the_keyboard_alone(page: Page, camera: Camera) -> 
     page.keyboard.press("Enter")
     expect(page.locator("#scene-report")).to_have_text(re.compile("^Step out of view: [1-3]$"))
     expect(page.locator("#scene-report")).to_have_attribute("aria-live", "polite")
-    expect(page.locator("#scene-report")).to_contain_text("is learned from", timeout=LEARN_MS)
+    expect(page.locator("#scene-report")).to_contain_text("is learned from")
     expect(page.locator("#learn")).to_be_focused()
     expect(page.locator("#forget")).to_be_visible()
     page.keyboard.press("Tab")
@@ -290,7 +283,7 @@ def test_it_fits_a_phone(page: Page, camera: Camera) -> None:
     reject.click()
     expect(shown.locator(".negatives li")).to_have_count(1)
     page.locator("#learn").click()
-    expect(page.locator("#scene-report")).to_contain_text("is learned from", timeout=LEARN_MS)
+    expect(page.locator("#scene-report")).to_contain_text("is learned from")
     page.get_by_role("button", name="Forget").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     # All at once, because "Undo" goes after ten seconds.
@@ -331,6 +324,6 @@ def test_a_painted_part_of_a_frame_is_rejected(page: Page, camera: Camera) -> No
         answer = route.fetch()
         route.fulfill(response=answer, json={**answer.json(), "is_mask_too_small": True})
 
-    page.route("**/api/negatives", answer_as_for_a_speck)
+    intercept(page, "**/api/negatives", answer_as_for_a_speck)
     not_it(item(page, "cat")).click()
     expect(rejected).to_contain_text("this is not cat, all of the picture because that part is too small for the")

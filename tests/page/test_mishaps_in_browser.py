@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 from served_page import Served, enroll, filming, picture, serve, show
-from test_page_in_browser import WINDOW, item
+from test_page_in_browser import WINDOW, intercept, item
 from test_page_review import keep_doubtful
+from watched_page import watched
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import false_alarms
@@ -34,14 +35,9 @@ def page(served: Served, chromium: Browser) -> Iterator[Page]:
     """
     for name in ("cup", "mug"):
         assert enroll(served, name, **BOX).status_code == 201
-    errors: list[str] = []
-    with chromium.new_page(viewport=WINDOW) as opened:
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(served.page.address)
-        expect(opened.locator("#waiting")).to_be_hidden()
-        expect(item(opened, "mug")).to_be_visible()
-        yield opened
-    assert errors == []
+    with chromium.new_page(viewport=WINDOW) as opened, watched(opened, served.page.address, provoked="") as page:
+        expect(item(page, "mug")).to_be_visible()
+        yield page
 
 
 def test_a_refused_name_is_told_in_sight_and_stays_in_its_field(page: Page) -> None:
@@ -79,7 +75,7 @@ def test_a_message_can_be_closed_and_shows_again_when_it_comes_again(page: Page)
     expect(banner).to_be_hidden()
     page.wait_for_timeout(600)  # the state is shown again meanwhile
     expect(banner).to_be_hidden()
-    page.route("**/api/state", lambda route: route.abort())
+    intercept(page, "**/api/state", lambda route: route.abort())
     expect(banner).to_have_text("Cannot reach the run; retrying.")
     page.unroute("**/api/state")
     expect(banner).to_have_text("b\\c: full")
@@ -211,7 +207,7 @@ def test_the_report_goes_where_its_picture_was_never_listed(page: Page, served: 
     page.get_by_role("button", name="Add a class").click()
     page.get_by_role("radio", name="Name only").check()
     page.get_by_label("Class name").fill("jug")
-    page.route("**/api/state", lambda route: route.abort())
+    intercept(page, "**/api/state", lambda route: route.abort())
     page.keyboard.press("Enter")
     report = page.locator("#report")
     expect(report).to_contain_text("jug is enrolled")
@@ -243,7 +239,7 @@ def test_what_is_old_is_dimmed_while_the_run_does_not_answer(page: Page) -> None
     shown = [page.locator("#live"), item(page, "cup").locator(".bar")]
     for one in shown:
         expect(one).to_have_css("opacity", "1")  # the control
-    page.route("**/api/state", lambda route: route.abort())
+    intercept(page, "**/api/state", lambda route: route.abort())
     for one in shown:
         expect(one).to_have_css("opacity", "0.35")
     page.unroute("**/api/state")
@@ -257,7 +253,7 @@ def test_who_stays_out_of_view_is_told_when_the_pictures_are_taken(
     learn_frame, released = false_alarms._learn_frame, threading.Event()
 
     def learn_later(model: FewShotModel, image: np.ndarray) -> false_alarms.SceneAnswer:
-        released.wait(20)
+        released.wait(60)
         return learn_frame(model, image)
 
     monkeypatch.setattr(false_alarms, "SCENE_FRAMES", 2)
@@ -304,4 +300,5 @@ def test_a_link_with_the_token_works_on_another_site(served: Served, chromium: B
         opened.goto("http://elsewhere.example/")
         opened.get_by_role("link").click()
         expect(opened.locator("#classes")).to_be_attached()
+        opened.wait_for_load_state()  # or the server ends with files half sent
         assert opened.url == guarded.address.partition("?")[0]

@@ -8,9 +8,10 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from served_page import serve, shooting
 from test_false_alarms_in_browser import ABSENT, CAT, CAT_LIKE, NOTHING, PRESENT, Camera, not_it, see
-from test_page_in_browser import WINDOW, drag, enroll, item
+from test_page_in_browser import WINDOW, drag, enroll, hold, intercept, item
 from test_page_pictures import photo
 from test_pictures_in_browser import file
+from watched_page import watched
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 
@@ -26,13 +27,8 @@ def camera(loaded: FewShotModel, tmp_path: Path) -> Iterator[Camera]:
 @pytest.fixture
 def page(camera: Camera, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error of a script fails the test, refused requests do not."""
-    errors: list[str] = []
-    with chromium.new_page(viewport=WINDOW) as opened:
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(camera.served.page.address)
-        expect(opened.locator("#waiting")).to_be_hidden()
-        yield opened
-    assert errors == []
+    with chromium.new_page(viewport=WINDOW) as opened, watched(opened, camera.served.page.address, provoked="") as page:
+        yield page
 
 
 def open_picture(page: Page, image: np.ndarray, name: str = "photo.jpg") -> None:
@@ -48,6 +44,7 @@ def is_live(camera: Camera) -> bool:
 
 def drawn_share(page: Page) -> float:
     """Share of the picture's pixels that are drawn over by what is found; both have the same place on the screen."""
+    page.locator("#found").evaluate("image => image.decode()")  # what is found is told before it is drawn
     assert page.locator("#found").bounding_box() == page.locator("#frozen").bounding_box()
     return float(
         page.evaluate(
@@ -185,8 +182,7 @@ def test_add_picture_adds_the_picture_that_is_open(page: Page, camera: Camera) -
 def test_an_answer_that_comes_late_is_not_drawn_on_something_else(page: Page) -> None:
     enroll(page, "cat", "Name only")
     expect(item(page, "cat")).to_have_class(PRESENT)
-    held: list[Route] = []
-    page.route("**/answer", lambda route: held.append(route))
+    held = hold(page, "**/answer")
     told, score = page.locator("#found-told"), item(page, "cat").locator(".score")
     open_picture(page, CAT)
     expect(told).to_have_text("Looking for your classes…")
@@ -195,7 +191,7 @@ def test_an_answer_that_comes_late_is_not_drawn_on_something_else(page: Page) ->
     page.keyboard.press("Escape")
     open_picture(page, NOTHING, "coffee.jpg")
     expect(told).to_have_text("Looking for your classes…")
-    late, mine = held
+    late, mine = held(), held()
     with page.expect_response("**/answer"):
         late.continue_()
     page.wait_for_timeout(300)
@@ -219,7 +215,7 @@ def test_a_busy_model_is_asked_again_and_a_frame_that_is_gone_is_not(page: Page)
         else:
             route.continue_()
 
-    page.route("**/answer", refuse)
+    intercept(page, "**/answer", refuse)
     told = page.locator("#found-told")
     open_picture(page, CAT)
     expect(told).to_contain_text("Found: cat")
@@ -231,7 +227,7 @@ def test_a_busy_model_is_asked_again_and_a_frame_that_is_gone_is_not(page: Page)
         asked.append(1)
         route.fulfill(status=400, json={"error": "This frame is no longer available; freeze another one."})
 
-    page.route("**/answer", forget)
+    intercept(page, "**/answer", forget)
     open_picture(page, CAT)
     expect(told).to_have_text("This frame is no longer available; freeze another one.")
     page.wait_for_timeout(1000)  # four polls

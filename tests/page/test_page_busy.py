@@ -30,7 +30,7 @@ BODY = b'{"name": "cup", "frame_id": "gone"}'
 def connected(port: int | None, request: bytes) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.settimeout(10)
+    client.settimeout(60)
     client.connect(("127.0.0.1", port))
     client.sendall(request)
     return client
@@ -170,7 +170,7 @@ def test_a_body_that_trickles_is_cut_off_and_one_that_keeps_coming_is_not(
     answer = b""
     started_s = time.monotonic()
     with contextlib.suppress(ConnectionError):
-        while not answer and time.monotonic() - started_s < 10:
+        while not answer and time.monotonic() - started_s < 60:
             trickling.sendall(b" ")
             trickling.settimeout(0.05)
             with contextlib.suppress(TimeoutError):
@@ -190,7 +190,7 @@ def test_a_body_that_trickles_is_cut_off_and_one_that_keeps_coming_is_not(
 def test_bodies_that_do_not_come_leave_room_for_those_who_look(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "_MAX_BODIES", 2)
     held = [posted(served) for _ in range(2)]
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while (refused := served.client.delete("/api/scene")).status_code == 204:
         assert time.monotonic() < deadline_s
     assert (refused.status_code, refused.headers["connection"]) == (503, "close")
@@ -210,7 +210,7 @@ def test_who_leaves_before_the_first_frame_gives_the_place_back(loaded: FewShotM
             assert refused.recv(12) == b"HTTP/1.1 503"  # the control
         for client in gone:
             client.close()
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 60
         while served.client.head("/api/stream.mjpg").status_code == 503:
             assert time.monotonic() < deadline_s
         with watching(served) as last:

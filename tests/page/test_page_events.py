@@ -16,8 +16,8 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.events import Event, event_record
 from fsvit_edge.live.sink_worker import SinkWorker
 from fsvit_edge.live.sinks.snapshots import SnapshotSink
-from fsvit_edge.page import events
-from fsvit_edge.page.events import EventLog
+from fsvit_edge.page import event_log
+from fsvit_edge.page.event_log import EventLog
 from fsvit_edge.runtime.pictures import read_image
 
 KEPT = 50
@@ -147,7 +147,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     held = [event() for _ in range(3)]
     assert raw_pictures_alive([*held], log) == len(held)  # control: someone else holds them
-    monkeypatch.setattr(events, "MAX_EVENTS", 1000)
+    monkeypatch.setattr(event_log, "MAX_EVENTS", 1000)
     assert bytes_kept(200) == 4 * bytes_kept(KEPT)  # control: without the bound
 
 
@@ -158,7 +158,7 @@ def test_pictures_are_encoded_in_the_thread_of_the_sink(served: Served, monkeypa
         threads.append(threading.current_thread().name)
         return b"jpeg"
 
-    monkeypatch.setattr(events, "encode_jpeg", note)
+    monkeypatch.setattr(event_log, "encode_jpeg", note)
     served.page.tell(event())  # control: from this thread
     worker = SinkWorker(served.page, "the page", is_live=True, on_end=lambda *_: None)
     worker.tell(event())

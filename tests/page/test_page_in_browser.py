@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -20,7 +20,7 @@ from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
 WINDOW: ViewportSize = {"width": 1280, "height": 860}
 TOKEN = "browser-test-token"
 BUNDLED_LEVEL = read_manifest(DEFAULT_BUNDLE).presence_level
-CYCLE_S = 20.0  # longest time until the demo shows the same photograph again
+SEEN_WITHIN_S = 100.0  # the demo shows each photograph every 20 s; a busy machine may miss some of its frames
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def started(folder: Path, port: int = 0, *options: str) -> Iterator[str]:
             yield f"{line.removeprefix('The page is at ').strip()}?token={TOKEN}"
         finally:
             process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def item(page: Page, name: str) -> Locator:
 
 def wait_for(page: Page, name: str) -> None:
     """Wait until a class is present."""
-    expect(item(page, name)).to_have_class(re.compile("present"), timeout=1000 * CYCLE_S)
+    expect(item(page, name)).to_have_class(re.compile("present"), timeout=1000 * SEEN_WITHIN_S)
 
 
 def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
@@ -122,9 +122,41 @@ def remove(shown: Locator) -> None:
     expect(shown).to_have_count(0)
 
 
+def pictures_are_loaded(page: Page) -> None:
+    """Wait for the pictures of the classes: the request for one that is removed meanwhile would be refused."""
+    page.wait_for_function("[...document.querySelectorAll('.class img')].every((one) => one.complete)")
+
+
+def intercept(page: Page, url: str | re.Pattern[str], answer: Callable[[Route], object]) -> None:
+    """Answer the requests of the page to an address.
+
+    As `page.route`, but it returns only when the page asks through it: on a busy machine, one in five requests that
+    were made right after `page.route` passed by it.
+    """
+    page.route("**/icon.svg?probe", lambda route: route.fulfill(status=204))
+    page.route(url, answer)
+    page.evaluate("async () => { while ((await fetch('/icon.svg?probe')).status !== 204); }")
+
+
+def hold(page: Page, url: str | re.Pattern[str]) -> Callable[[], Route]:
+    """Hold back the requests to an address; what is returned waits for the next of them and gives it."""
+    held: list[Route] = []
+    # A lambda, because playwright cannot set attributes on a built-in method.
+    intercept(page, url, lambda route: held.append(route))
+
+    def first() -> Route:
+        deadline = time.monotonic() + 60
+        while not held:
+            assert time.monotonic() < deadline
+            page.wait_for_timeout(10)
+        return held.pop(0)
+
+    return first
+
+
 def wait_for_movement(page: Page) -> None:
     first = page.locator("#live").screenshot()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while page.locator("#live").screenshot() == first:
         assert time.monotonic() < deadline, "the picture does not change"
 
@@ -155,7 +187,9 @@ def test_a_class_is_enrolled_by_a_box_found_renamed_and_removed(page: Page, fold
     wait_for(page, "tom <b>& co</b>")
     shown = item(page, "tom <b>& co</b>")
     # Waits for such a frame, a round of the tour at most: a class stays present for a second after its scene.
-    expect(shown.locator(".score")).to_have_text(re.compile(r"^\s*(0\.(5[1-9]|[6-9])|1\.)"), timeout=1000 * CYCLE_S)
+    expect(shown.locator(".score")).to_have_text(
+        re.compile(r"^\s*(0\.(5[1-9]|[6-9])|1\.)"), timeout=1000 * SEEN_WITHIN_S
+    )
     expect(shown.locator(".bar .level")).to_have_attribute("style", f"left: {100 * BUNDLED_LEVEL:g}%;")
     expect(shown.locator(".bar")).to_have_attribute("title", f"Present above {BUNDLED_LEVEL:.2f}")
     expect(shown.locator(".supports img")).to_have_count(1)
@@ -196,17 +230,14 @@ def test_paint_and_name_only_enroll_too_and_can_be_undone(page: Page) -> None:
 
 
 def test_a_late_picture_of_a_removed_class_is_ignored(page: Page) -> None:
-    held: list[Route] = []
-    # A lambda, because playwright cannot set attributes on a built-in method.
-    page.route(re.compile("/api/supports.png.*name=brief"), lambda route: held.append(route))
+    held = hold(page, re.compile("/api/supports.png.*name=brief"))
     enroll(page, "brief", "Name only")
     brief = item(page, "brief")
     expect(brief).to_be_visible()
     page.get_by_role("button", name="Undo").click()
     expect(brief).to_have_count(0)
-    assert held
     with page.expect_response(re.compile("name=brief")) as late:
-        held[0].continue_()
+        held().continue_()
     assert late.value.status == 400
     expect(page.locator("#state")).to_have_text("live")
     expect(page.locator("#banner")).to_be_hidden()
@@ -258,7 +289,7 @@ def test_an_open_page_shows_the_classes_of_a_restarted_run(chromium: Browser, tm
         port = urlsplit(first).port
         expect(page.locator("#state")).to_have_text("unreachable")
         with started(tmp_path, port, "--bank", str(bank), "--sink", "mqtt://127.0.0.1:1/nobody"):
-            expect(page.locator("#state")).to_have_text("live", timeout=10_000)
+            expect(page.locator("#state")).to_have_text("live")
             expect(item(page, "kettle")).to_be_visible()
             expect(page.locator(".class")).to_have_count(1)
             trouble = "mqtt://127.0.0.1:1/nobody: The broker does not respond"

@@ -1,5 +1,6 @@
 """The page of a run of several sources: each has its own picture, answers and button, and they share the classes."""
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from served_page import Served, health, serve, shooting
+from served_page import Served, health, serve, shooting, streamed
 from test_zones_in_browser import opened
 
 from fsvit_edge.fewshot.prediction import Prediction
@@ -49,8 +50,8 @@ def two(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
     with serve(loaded, tmp_path / "bank.safetensors") as served:
         served.model.update(lambda model: model.enroll("cup", [np.full((48, 64, 3), 9, np.uint8)]))
         served.page.report(both())
+        shoot(served.page, 0)
         with shooting(lambda index: shoot(served.page, index), 0.05):
-            time.sleep(0.2)
             yield served
 
 
@@ -78,14 +79,7 @@ def test_each_source_has_its_own_state_and_picture(
     assert state["health"]["source_status"]["dropped"] == dropped
     assert [(one["name"], one["state"]) for one in state["sources"]] == [("door", "live"), ("hall", "live")]
     assert abs(frozen(two.client, query) - SHADES[name]) <= 3
-    with two.client.stream("GET", f"/api/stream.mjpg{query}") as stream:
-        received = b""
-        for chunk in stream.iter_bytes():
-            received += chunk
-            if received.count(b"\xff\xd9") >= 2:
-                break
-    first = received[received.index(b"\xff\xd8") : received.index(b"\xff\xd9") + 2]
-    assert abs(shade_of(first) - SHADES[name]) <= 3
+    assert abs(shade_of(streamed(two.client, query)) - SHADES[name]) <= 3
 
 
 @pytest.mark.parametrize(
@@ -132,20 +126,24 @@ def test_a_slow_page_gets_frames_of_every_source() -> None:
     # A queue for one frame would always keep that of the source that comes last.
     class Slow(Sink):
         def write(self, frame: Frame, prediction: Prediction) -> None:  # noqa: ARG002 - the contract
+            turns.acquire()
             taken.append(frame.camera)
-            time.sleep(0.05)
 
         def _finish(self) -> None:
             pass
 
     taken: list[str] = []
+    turns = threading.Semaphore(0)
     worker = SinkWorker(Slow(), "slow", True, lambda *_: None)
     none = np.zeros(0, np.float32)
     answer = Prediction((), none, none, np.zeros((4, 4), np.uint8), None, {})
     for index in range(10):
         for name in SHADES:
             worker.put(Frame(np.zeros((4, 4, 3), np.uint8), index, name, 0.0, 0.0, 0.0, camera=name), answer)
-        time.sleep(0.05)
+        turns.release()  # it takes one of two frames
+        while len(taken) <= index:
+            time.sleep(0.001)
+    turns.release(len(SHADES))
     worker.finish()
     assert min(taken.count(name) for name in SHADES) >= 3
 

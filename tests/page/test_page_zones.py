@@ -10,7 +10,7 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from served_page import HEIGHT, WIDTH, Served, client_of, picture, show
+from served_page import HEIGHT, WIDTH, Served, client_of, picture, show, streamed
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.names import MAX_NAME_LENGTH
@@ -170,14 +170,7 @@ def test_zones_of_the_command_line_are_shown_and_cannot_be_changed(fixed: httpx.
 
 def test_the_live_picture_shows_the_zones(served: Served) -> None:
     def newest() -> np.ndarray:
-        with served.client.stream("GET", "/api/stream.mjpg") as stream:
-            data = b""
-            for chunk in stream.iter_raw():
-                data += chunk
-                if data.count(b"\r\n--frame\r\n") >= 1:
-                    break
-        jpeg = data[data.index(b"\xff\xd8") : data.rindex(b"\xff\xd9") + 2]
-        decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+        decoded = cv2.imdecode(np.frombuffer(streamed(served.client), np.uint8), cv2.IMREAD_GRAYSCALE)
         assert decoded is not None
         return decoded
 

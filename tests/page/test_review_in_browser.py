@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from served_page import Served, serve
 from test_false_alarms_in_browser import PHONE, has_focus, tab_to
-from test_page_in_browser import WINDOW
+from test_page_in_browser import WINDOW, hold, intercept
 from test_page_review import show_doubtful
+from watched_page import watched
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
-
-TRIAL_MS = 40_000
 
 
 @pytest.fixture
@@ -31,19 +30,10 @@ def served(loaded: FewShotModel, tmp_path: Path) -> Iterator[Served]:
 @pytest.fixture
 def page(served: Served, chromium: Browser) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test, but for those that a test provokes."""
-    errors: list[str] = []
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type == "error" and not re.search("/keep$|/api/review-trials$|[.]jpg", message.location["url"]):
-            errors.append(f"{message.text} {message.location}")
-
-    with chromium.new_page(viewport=WINDOW) as opened:
-        opened.on("console", note)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(served.page.address)
-        expect(opened.locator("#review-title")).to_have_text(re.compile("^Review: . doubtful frames"))
-        yield opened
-    assert errors == []
+    provoked = "/keep$|/api/review-trials$|[.]jpg"
+    with chromium.new_page(viewport=WINDOW) as opened, watched(opened, served.page.address, provoked) as page:
+        expect(page.locator("#review-title")).to_have_text(re.compile("^Review: . doubtful frames"))
+        yield page
 
 
 def verdicts(served: Served) -> list[str | None]:
@@ -73,7 +63,7 @@ def begin(page: Page) -> Locator:
 
 def has_panel(page: Page, kind: str) -> None:
     dialog = page.locator("#review-dialog")
-    expect(dialog).to_have_attribute("data-panel", kind, timeout=TRIAL_MS)
+    expect(dialog).to_have_attribute("data-panel", kind)
     if kind != "checking":  # a key that is pressed before the page is done with the last one is not taken
         expect(dialog).not_to_have_attribute("aria-busy", "true")
 
@@ -218,8 +208,7 @@ def test_a_change_that_came_too_late_is_refused_in_the_dialog(page: Page, served
 
 
 def test_a_trial_that_fails_is_offered_again(page: Page) -> None:
-    # Well before the request: two runs of all tests failed here, perhaps because it passed by a route of just before.
-    page.route("**/api/review-trials", lambda route: route.fulfill(status=503, json={"error": "try again"}))
+    intercept(page, "**/api/review-trials", lambda route: route.fulfill(status=503, json={"error": "try again"}))
     begin(page)
     page.keyboard.press("n")
     has_panel(page, "offer")
@@ -233,25 +222,23 @@ def test_a_trial_that_fails_is_offered_again(page: Page) -> None:
 
 
 def test_two_clicks_open_the_review_once(page: Page) -> None:
-    held: list[Route] = []
-    page.route("**/api/review", lambda route: held.append(route))
+    held = hold(page, "**/api/review")
     for _ in range(2):
         page.locator("#review-open").click()
-    page.wait_for_timeout(200)
-    assert len(held) == 2  # the control: both ask
-    held[0].continue_()
+    first, second = held(), held()  # the control: both ask
+    first.continue_()
     expect(page.locator("#review-question")).to_have_text("cat?")
     page.keyboard.press("s")
     expect(page.locator("#review-place")).to_have_text("Frame 2 of 3")
     with page.expect_response("**/api/review"):
-        held[1].continue_()
+        second.continue_()
     page.wait_for_timeout(200)
     expect(page.locator("#review-place")).to_have_text("Frame 2 of 3")
 
 
 def test_a_picture_that_is_missing_is_told_with_its_reason(page: Page, served: Served) -> None:
     told = page.locator("#review-told")
-    page.route("**/api/review/*.jpg*", lambda route: route.abort())
+    intercept(page, "**/api/review/*.jpg*", lambda route: route.abort())
     begin(page)
     expect(told).to_have_text("The run does not answer, so there is no picture.")
     page.unroute("**/api/review/*.jpg*")
@@ -264,8 +251,7 @@ def test_a_picture_that_is_missing_is_told_with_its_reason(page: Page, served: S
 
 
 def test_closing_the_dialog_discards_a_change_that_is_still_checked(page: Page, served: Served) -> None:
-    held: list[Route] = []
-    page.route("**/api/review-trials", lambda route: held.append(route))
+    held = hold(page, "**/api/review-trials")
     begin(page)
     page.keyboard.press("n")
     has_panel(page, "offer")
@@ -276,7 +262,7 @@ def test_closing_the_dialog_discards_a_change_that_is_still_checked(page: Page, 
     begin(page)  # the others, while the answer is still awaited
     expect(page.locator("#review-place")).to_have_text("Frame 2 of 3")
     with page.expect_request(lambda request: request.method == "DELETE"):
-        held[0].continue_()
+        held().continue_()
     expect(page.locator("#review-question")).to_have_text("cat?")
     page.keyboard.press("n")
     expect(page.locator("#review-place")).to_have_text("Frame 3 of 3")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 from served_page import Served, health, picture, serve, shooting
+from watched_page import watched
 
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.fewshot.prediction import Prediction
@@ -57,19 +58,11 @@ def filmed(model: LiveModel, page: PageSink) -> Iterator[None]:
 @contextmanager
 def opened(chromium: Browser, address: str, viewport: ViewportSize = WIDE, has_touch: bool = False) -> Iterator[Page]:
     """The page, open; an error in the browser's console fails the test, but for refused zones."""
-    errors: list[str] = []
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type == "error" and not message.location["url"].endswith("/api/zones"):
-            errors.append(f"{message.text} {message.location}")
-
-    with chromium.new_page(viewport=viewport, has_touch=has_touch, is_mobile=has_touch) as page:
-        page.on("console", note)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
-        expect(page.locator("#waiting")).to_be_hidden()
+    with (
+        chromium.new_page(viewport=viewport, has_touch=has_touch, is_mobile=has_touch) as empty,
+        watched(empty, address, provoked="/api/zones$") as page,
+    ):
         yield page
-    assert errors == []
 
 
 def at(page: Page, share_xy: tuple[float, float]) -> tuple[float, float]:

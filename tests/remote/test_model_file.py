@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,20 @@ def test_a_bank_that_breaks_leaves_the_one_before_in_its_place_and_says_so(
     assert sum("The former bank goes on" in line for line in backend.logged) == 1  # told once
     file.write_bytes(whole)
     assert json.loads(ask(model, frame=frame, bank="two")["details"][0])["problem"] == ""
+
+
+@pytest.mark.parametrize("break_it", ["no bank", "too large"])
+def test_a_large_file_among_the_banks_is_refused_before_it_is_read(
+    model: Any, banks: Path, monkeypatch: pytest.MonkeyPatch, break_it: str
+) -> None:
+    file = banks / "large.safetensors"
+    file.write_bytes((banks / "two.safetensors").read_bytes() if break_it == "too large" else b"no bank")
+    with file.open("ab") as end:
+        end.truncate(3_000_000_000 if break_it == "too large" else 1_900_000_000)  # takes no room on the disk
+    unused = SimpleNamespace(sha256=lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr("fsvit_edge.remote.box.hashlib", unused)
+    expected = "has 3,000,000,000 bytes, and a bank at most 2,000,000,000" if break_it == "too large" else "is damaged"
+    assert expected in refusal(model, bank="large")
 
 
 def test_a_pipe_among_the_banks_holds_up_nothing(model: Any, banks: Path) -> None:

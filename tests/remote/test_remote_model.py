@@ -282,6 +282,17 @@ def floats(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
+def test_stages_that_only_the_box_knows_are_left_out(box: type[Loopback], monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = RemoteModel(ADDRESS, "two")
+    answer = box.model._box.answer
+    told = texts('{"latency_ms": {"head": 2, "\\u001b[31m1": 3, "encoder": 86400000}}')
+    monkeypatch.setattr(box.model._box, "answer", lambda *arguments: answer(*arguments) | {wire.DETAILS: told})
+    prediction = remote.predict(FRAMES[0])
+    assert prediction is not None
+    assert prediction.latency_ms.keys() == {"preprocess", "encoder", "head", "network"}
+    assert (prediction.latency_ms["head"], prediction.latency_ms["network"]) == (2.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
@@ -300,6 +311,7 @@ def floats(*values: float) -> np.ndarray:
         ({wire.LABEL_PNG: texts("no picture")}, "the label map is damaged or not a PNG"),
         ({wire.DETAILS: texts("[]")}, "must hold a JSON object"),
         ({wire.DETAILS: texts('{"latency_ms": {"head": NaN}}')}, "latency_ms is"),
+        ({wire.DETAILS: texts('{"latency_ms": {"head": 1e300}}')}, "latency_ms is"),
         ({wire.DETAILS: texts('{"steady": {"now_s": 1, "classes": {"dog": [true, null]}}}')}, "steady is"),
     ],
 )

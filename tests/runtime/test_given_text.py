@@ -15,7 +15,7 @@ from fsvit_edge.runtime.given_text import read_given, read_given_text
 
 @pytest.fixture
 def pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(given_text, "_LIMIT_S", 5.0)
+    monkeypatch.setattr(given_text, "_LIMIT_S", 60.0)
     monkeypatch.setattr(given_text, "_PATIENCE_S", 0.1)
     monkeypatch.setattr(disk_steps, "_told", set())
     os.mkfifo(tmp_path / "pipe")
@@ -54,6 +54,7 @@ def test_a_pipe_that_nobody_writes_into_is_told_and_given_up(
     pipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(given_text, "_LIMIT_S", 0.4)
+    monkeypatch.setattr(given_text, "_PATIENCE_S", 0.0)
     refused: list[str] = []
 
     def read() -> None:
@@ -64,7 +65,7 @@ def test_a_pipe_that_nobody_writes_into_is_told_and_given_up(
     with caplog.at_level(logging.WARNING):
         reading = threading.Thread(target=read, daemon=True)  # the fault was that this never came back
         reading.start()
-        reading.join(5)
+        reading.join(60)
     assert refused == [f"The file {pipe} cannot be read: nothing came through this pipe for 0 s."]
     assert caplog.messages == [f"Waiting for what is written into {pipe}."]
 

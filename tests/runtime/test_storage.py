@@ -346,6 +346,14 @@ def test_what_is_being_written_stays_whatever_its_number(tmp_path: Path, monkeyp
     assert remove_leftovers(tmp_path) == [left]  # the control
 
 
+def test_no_place_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container of which nothing can be written."""
+    monkeypatch.setattr(tempfile, "gettempdir", fail_with(errno.EROFS))
+    sentence = r"no place for temporary files: .*; make room, or set TMPDIR\."
+    with pytest.raises(FsvitEdgeError, match=sentence), temporary_folder():
+        pytest.fail("there is one")
+
+
 def test_a_temporary_folder_is_locked_and_goes_and_so_does_that_of_a_killed_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,6 +443,19 @@ def test_a_pipe_gets_the_data_and_one_that_nobody_reads_does_not_hold_up(tmp_pat
     atomic_write(Path("/dev/null"), b"data")
     with pytest.raises(InputError, match="is no regular file; give the name of a file"):
         TemporaryFile(pipe)
+
+
+def test_a_file_that_cannot_be_written_at_all_was_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a disk that is read-only."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(tempfile, "mkstemp", fail_with(errno.EROFS))
+    monkeypatch.setattr(Path, "open", fail_with(errno.EROFS))
+    with pytest.raises(FsvitEdgeError, match="Read-only file system; nothing was changed"):
+        atomic_write(path, b"new")
+    assert "overwritten" not in caplog.text
 
 
 def test_an_open_file_gets_the_data_at_its_end(tmp_path: Path) -> None:
@@ -566,7 +587,7 @@ def test_who_cannot_wait_for_long_is_told_that_the_lock_is_busy(tmp_path: Path) 
     holding = editing(tmp_path / "bank")
     holding.__enter__()
     threading.Timer(0.2, holding.__exit__, (None, None, None)).start()
-    with editing(tmp_path / "bank", limit_s=10.0):  # the control
+    with editing(tmp_path / "bank", limit_s=60.0):  # the control
         pass
 
 

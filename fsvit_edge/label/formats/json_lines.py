@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fsvit_edge.label.formats.files import create, json_text
-from fsvit_edge.label.records import About, LabeledPicture
+from fsvit_edge.label.records import About, LabeledPicture, to_plain
 
 
 def write_labels(folder: Path, about: About, pictures: Callable[[], Iterable[LabeledPicture]]) -> None:
@@ -14,10 +13,5 @@ def write_labels(folder: Path, about: About, pictures: Callable[[], Iterable[Lab
     with create(folder / "labels.jsonl") as file:
         file.write(json_text({"event": "about", **asdict(about)}).encode() + b"\n")
         for picture in pictures():
-            file.write(json_text(_record(picture)).encode() + b"\n")
-
-
-def _record(picture: LabeledPicture) -> dict[str, Any]:
-    """The same as `asdict`, which would copy each run length: that took nine tenths of the time."""
-    classes = [{**vars(found), "parts": [vars(part) for part in found.parts]} for found in picture.classes]
-    return {"event": "picture", **vars(picture), "classes": classes}
+            record = {"event": "picture", **vars(picture), "classes": to_plain(picture.classes)}
+            file.write(json_text(record).encode() + b"\n")

@@ -11,8 +11,8 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.state import FILE_BODY, FileBody, Index, Page, make_router, marked, thumbnail
-from fsvit_edge.runtime.errors import ArtifactError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.storage import temporary_folder
+from fsvit_edge.runtime.errors import ArtifactError, InputError
+from fsvit_edge.runtime.storage import no_temporary_place, temporary_folder
 
 router = make_router()
 
@@ -94,7 +94,4 @@ def _temporary_file() -> Iterator[Path]:
         with temporary_folder() as folder:
             yield folder / "bank.safetensors"
     except OSError as error:
-        reason = error.strerror or error
-        raise FsvitEdgeError(
-            f"The device has no place for temporary files: {reason}; make room, or set TMPDIR."
-        ) from error
+        raise no_temporary_place(error) from error

@@ -3,7 +3,7 @@
 from fastapi import Response
 
 from fsvit_edge.page import schemas
-from fsvit_edge.page.events import hex_color
+from fsvit_edge.page.event_log import hex_color
 from fsvit_edge.page.state import Page, make_router
 
 router = make_router()

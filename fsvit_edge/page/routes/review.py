@@ -3,7 +3,7 @@
 from fastapi import Response
 
 from fsvit_edge.fewshot.review_items import ReviewItem
-from fsvit_edge.page import review, schemas
+from fsvit_edge.page import review_schemas, schemas
 from fsvit_edge.page.state import Page, PageState, make_router
 from fsvit_edge.runtime.errors import InputError
 
@@ -11,10 +11,10 @@ router = make_router()
 
 
 @router.get("/api/review")
-def get_review(page: Page) -> review.DoubtfulFrames:
+def get_review(page: Page) -> review_schemas.DoubtfulFrames:
     """List the doubtful frames that are kept, at most 50, oldest first, with the verdicts in the bank's file."""
     page.read_verdicts()
-    return review.DoubtfulFrames(items=[review.doubtful_frame(one) for one in page.model.review])
+    return review_schemas.DoubtfulFrames(items=[review_schemas.doubtful_frame(one) for one in page.model.review])
 
 
 @router.get("/api/review/{number}.jpg", response_class=schemas.JpegResponse)
@@ -24,11 +24,11 @@ def get_doubtful_frame(page: Page, number: int) -> Response:
 
 
 @router.put("/api/review/{number}")
-def judge(page: Page, number: int, asked: review.VerdictRequest) -> review.VerdictAnswer:
+def judge(page: Page, number: int, asked: review_schemas.VerdictRequest) -> review_schemas.VerdictAnswer:
     """Say whether the class is there; written to the bank's file before the answer if the file has the class."""
     _check_same(_item(page, number), asked.wall_time_s)
     item, is_saved = page.judge(number, asked.verdict)
-    answer = review.VerdictAnswer(number=number, verdict=item.verdict, is_saved=is_saved)
+    answer = review_schemas.VerdictAnswer(number=number, verdict=item.verdict, is_saved=is_saved)
     if item.verdict is not None:
         now = page.model.read(lambda model: model.review.check_item(item))
         answer.score, answer.present, answer.contradicts = round(now.score, 4), now.is_present, now.contradicts
@@ -36,13 +36,13 @@ def judge(page: Page, number: int, asked: review.VerdictRequest) -> review.Verdi
 
 
 @router.post("/api/review-trials", status_code=201)
-def try_to_learn(page: Page, asked: review.TrialRequest) -> review.TrialReport:
+def try_to_learn(page: Page, asked: review_schemas.TrialRequest) -> review_schemas.TrialReport:
     """Try to learn from a judged frame, and report what that would alter on all verdicts; nothing is changed yet.
 
     After "no", the frame becomes a negative of the class; after "yes", a picture of it, by the name alone.
     """
     _check_same(_item(page, asked.number), asked.wall_time_s)
-    return review.trial_report(page.trials.start(asked.number))
+    return review_schemas.trial_report(page.trials.start(asked.number))
 
 
 @router.post("/api/review-trials/{id}/keep", status_code=204)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError, first_line
 from fsvit_edge.runtime.limits import usable_cores
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -71,7 +71,7 @@ class OnnxRuntimeEngine(Engine):
             )
         except Exception as error:  # ONNX Runtime raises a dozen classes whose only common base is Exception
             name = "The graph" if isinstance(graph, bytes) else str(graph)
-            raise ArtifactError(f"{name} cannot be loaded by ONNX Runtime: {_first_line(error)}.") from error
+            raise ArtifactError(f"{name} cannot be loaded by ONNX Runtime: {first_line(error)}.") from error
         # It keeps the bytes for a change of providers, which never comes: 25 MB for the bundled model. No public way.
         self._session._model_bytes = None
         if expected not in self._session.get_providers():
@@ -103,7 +103,7 @@ class OnnxRuntimeEngine(Engine):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the common base of its errors, as in __init__
-            raise FsvitEdgeError(f"ONNX Runtime failed to run the graph: {_first_line(error)}.") from error
+            raise FsvitEdgeError(f"ONNX Runtime failed to run the graph: {first_line(error)}.") from error
         return {spec.name: OrtTensor(value) for spec, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
     def close(self) -> None:
@@ -146,7 +146,3 @@ def _named_or_read(path: Path) -> str | bytes:
 def _spec(node: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else str(size) for size in node.shape)
     return TensorSpec(node.name, shape, _DTYPES.get(node.type, node.type))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

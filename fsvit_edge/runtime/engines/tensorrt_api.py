@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TENSORRT_BACKENDS
-from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError
+from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, first_line
 
 OLDEST_VERSION = (10, 3)
 """Oldest version of `tensorrt` that is known to work: that of JetPack 6.1. Versions before 10 cannot type strongly."""
@@ -190,9 +190,8 @@ def open_tensorrt(backend: str) -> TensorRT:
         module = importlib.import_module(name)
         version = str(module.__version__)
     except (ImportError, OSError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise EnvironmentLacksError(
-            f"{name} is installed but cannot be loaded: {reason}; reinstall it with: {_INSTALL[backend]}."
+            f"{name} is installed but cannot be loaded: {first_line(error)}; reinstall it with: {_INSTALL[backend]}."
         ) from error
     found = TensorRT(backend, module, version)
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])

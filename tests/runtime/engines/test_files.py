@@ -314,7 +314,7 @@ def test_two_builds_write_one_after_the_other(tmp_path: Path) -> None:
     assert writing.is_alive()
     assert names(tmp_path) == []
     os.close(descriptor)  # as if that process were killed
-    writing.join(10)
+    writing.join(60)
     assert len(names(tmp_path)) == 2
 
 

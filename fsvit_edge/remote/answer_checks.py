@@ -22,6 +22,7 @@ from fsvit_edge.runtime.presence_level import check_level
 _MAX_IMAGE_SIZE = 4096
 """Of the encoder's input: larger ones would be sent with more bytes than frames of cameras have."""
 _MAX_STAGES = 20
+_MAX_STAGE_MS = 1e9  # statistics hold float32
 _DTYPES = {"TYPE_FP32": np.dtype(np.float32), "TYPE_BOOL": np.dtype(np.bool_), "TYPE_STRING": np.dtype(np.object_)}
 
 
@@ -59,7 +60,7 @@ def check_tensors(tensors: Tensors, facts: Facts) -> None:
 def check_details(details: Details, facts: Facts) -> None:
     """Refuse times that are none, and what is remembered of other classes, with an InputError."""
     times = details.latency_ms.values()
-    if len(times) > _MAX_STAGES or not all(0 <= time_ms < math.inf for time_ms in times):
+    if len(times) > _MAX_STAGES or not all(0 <= time_ms <= _MAX_STAGE_MS for time_ms in times):
         raise InputError(f"latency_ms is {details.latency_ms!r:.80}")
     if details.steady is None:
         return

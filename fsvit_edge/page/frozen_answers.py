@@ -10,7 +10,7 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.live.shared_model import LiveModel
 
 
-class Answers:
+class FrozenAnswers:
     """Answers frozen frames, each on its own.
 
     The latest answer is kept until the classes change: what the page says, draws and downloads of a picture is one
