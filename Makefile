@@ -1,4 +1,4 @@
-# Two commands set up everything: `make run` (device runtime and demo), `make test` (everything, then all checks).
+# Two commands set up everything: `make run` (device runtime, demo and page), `make test` (everything, then all checks).
 PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
@@ -47,7 +47,7 @@ release-check: .venv/test
 
 .venv/run: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[demo]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[web]"
 	touch $@
 
 .venv/test: pyproject.toml

@@ -102,4 +102,6 @@ def draw_sheet(data: Path, labels: Path, file: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     main(Path(sys.argv[1]), sys.argv[2:-1], Path(sys.argv[-1]))

@@ -36,4 +36,6 @@ def _shrunk(image: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     main(sys.argv[1], Path(sys.argv[2]))

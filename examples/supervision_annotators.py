@@ -35,4 +35,6 @@ def main(photo: Path, bank: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     main(*map(Path, sys.argv[1:4]))

@@ -40,3 +40,8 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"fsvit_edge.{_HOMES.get(name, 'runtime.errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names also before they are imported, for editors and shells that complete them."""
+    return sorted({*globals(), *__all__})

@@ -54,6 +54,14 @@ def test_a_script_begins_with_what_it_does_and_how_to_call_it(script: Path) -> N
     assert f"python examples/{script.name}" in docstring
 
 
+@pytest.mark.parametrize("script", ["label_sequences.py", "make_webp.py", "supervision_annotators.py"])
+def test_a_script_without_its_arguments_says_how_to_call_it(script: str) -> None:
+    done = subprocess.run([sys.executable, str(EXAMPLES / script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"python examples/{script}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_sequences_are_labeled_and_opened_by_other_tools(tmp_path: Path) -> None:
     pytest.importorskip("supervision")
     pytest.importorskip("pycocotools")

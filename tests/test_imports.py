@@ -325,6 +325,10 @@ def test_the_doors_at_the_root_lead_into_the_package(door: str) -> None:
 
 def test_the_public_names_are_these() -> None:
     assert fsvit_edge.__all__ == list(PUBLIC)
+    done = subprocess.run(
+        [sys.executable, "-c", "import fsvit_edge; print(*dir(fsvit_edge))"], capture_output=True, text=True, check=True
+    )
+    assert set(PUBLIC) < set(done.stdout.split())
 
 
 @pytest.mark.parametrize("name", PUBLIC)

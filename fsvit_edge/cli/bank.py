@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from fsvit_edge.fewshot.scene import SceneReport
 
 bank_app = typer.Typer(
-    help="List, remove or rename the classes of a bank, set their levels, add zones, learn the empty scene, check "
-    "verdicts, or sign it.",
+    help="List and change what is in a bank; check or sign it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -63,7 +62,10 @@ def list_classes(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the classes of a bank, the numbers of their negatives, its zones, and how many doubtful frames it keeps."""
+    """List what is in a bank.
+
+    These are its classes, the numbers of their negatives, its zones, and how many doubtful frames it keeps.
+    """
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.bank_sheet import draw_bank
     from fsvit_edge.fewshot.scene import false_alarm_bound
@@ -134,7 +136,7 @@ def remove(
         typer.Option(min=0, help="Remove only this picture of the class, by its number in bank list --preview FILE."),
     ] = None,
 ) -> None:
-    """Remove a class from a bank, or one of its pictures or negatives; with the last picture, the class goes."""
+    """Remove a class, or one of its pictures or negatives. With the last picture, the class goes."""
     from fsvit_edge.runtime.errors import InputError
 
     if negative is not None and picture is not None:
@@ -194,7 +196,7 @@ def zone(
     ],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the zone of this name.")] = False,
 ) -> None:
-    """Add a zone to a bank, or remove one; runs say which classes are in it."""
+    """Add or remove a zone; runs say which classes are in it."""
     from fsvit_edge.fewshot.zones import parse_zone, without_zone
 
     with _changing(bank) as loaded:
@@ -215,7 +217,7 @@ def scene(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Learn the empty scene: each class must score higher than on it to be present."""
+    """Learn the empty scene, which classes must outscore."""
     from fsvit_edge.live.sample import sample_frames
     from fsvit_edge.runtime.errors import InputError
 
@@ -247,7 +249,7 @@ def review(
     preview: Annotated[Path | None, typer.Option(help="Draw the frames, with their numbers, into this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the doubtful frames that a bank keeps, with what you said of them."""
+    """List the doubtful frames, and what you said of them."""
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.fewshot.review import draw_review
     from fsvit_edge.runtime.errors import InputError
@@ -301,7 +303,10 @@ def check(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Answer all frames with a verdict again; ends with code 5 if an answer contradicts its verdict."""
+    """Answer all frames with a verdict again.
+
+    Ends with code 5 if an answer contradicts its verdict.
+    """
     from fsvit_edge.runtime.errors import AccuracyGateError
 
     with open_model(bundle, engine, precision, bank=bank) as model:

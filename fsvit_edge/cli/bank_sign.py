@@ -18,7 +18,7 @@ def key(
         ),
     ],
 ) -> None:
-    """Make a key to sign banks with, and write and print its public key, for run --trust."""
+    """Make a key to sign banks with. Its public key, for run --trust, is written and printed."""
     from fsvit_edge.fewshot.bank_signature import PUBLIC_SUFFIX, make_key
 
     public = make_key(file)
@@ -30,9 +30,10 @@ def sign(
     bank: BankFile,
     key: Annotated[Path, typer.Option(help="The private key, as bank key writes it.")],
 ) -> None:
-    """Sign a bank for the runs that trust the key: write BANK.sig, and print the public key.
+    """Sign a bank for the runs that trust the key.
 
-    Warns if an answer contradicts a verdict in the bank, because devices refuse it then.
+    This writes BANK.sig and prints the public key. Warns if an answer contradicts a verdict in the bank, because
+    devices refuse it then.
     """
     from fsvit_edge.fewshot.bank_signature import sign_bank, signature_of
 

@@ -28,7 +28,7 @@ def bench(
     growth: Annotated[bool, typer.Option(help="Also measure 1, 2, 5, 10 and 20 classes.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the speed of each stage, from preprocessing to postprocessing, on 1280 x 720 frames."""
+    """Measure the speed of each stage of a frame, 1280 x 720."""
     from fsvit_edge.inspect.benchmark import GROWTH_WAYS, measure
 
     with open_model(bundle, engine, precision, threads) as model:

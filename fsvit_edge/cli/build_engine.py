@@ -79,7 +79,10 @@ def build_engine(
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if up to date.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build FP16 or INT8 engines: TensorRT plans for GPUs, or quantized graphs for ONNX Runtime on this CPU."""
+    """Build FP16 or INT8 engines for a GPU or this CPU.
+
+    For GPUs they are TensorRT plans, for ONNX Runtime on a CPU quantized graphs.
+    """
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 
     precisions = {precision, "int8" if int8 else None, "fp16" if fp16 else None} - {None}

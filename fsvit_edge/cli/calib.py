@@ -30,7 +30,7 @@ def calib(
         float, typer.Option(min=0, max=86400, help="Seconds, at least, over which to sample a camera or stream.")
     ] = 60.0,
 ) -> None:
-    """Collect the activation ranges for INT8 from pictures like those that the camera will see."""
+    """Collect the ranges for INT8 from pictures like the camera's."""
     from fsvit_edge.fewshot.bank import SupportBank
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, Bundle
 

@@ -11,7 +11,7 @@ def doctor(
     bundle: BundleOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine and a bundle, and list what is missing and what needs it."""
+    """Check this machine: what is missing, and what needs it."""
     from fsvit_edge.inspect.packages import Diagnosis, import_problem, package_findings
 
     if import_problem("numpy"):  # which the other checks need

@@ -64,7 +64,10 @@ def enroll(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Enroll a class from pictures, with masks, boxes or neither; or add pictures to a class."""
+    """Enroll a class from pictures, or add pictures to it.
+
+    Each may have a mask, a box or neither.
+    """
     from fsvit_edge.enroll.enroll_pictures import draw_report, enroll_pictures
     from fsvit_edge.enroll.support_files import parse_box, read_supports
     from fsvit_edge.fewshot.bank_file import check_bank_path
@@ -92,10 +95,15 @@ def enroll(
         check_unchanged()
         model.save_bank(bank)
         enrolled_level, origin = model.bank.level(name), model.bank.level_source(name)
+        twins = _twins(report, model.bank)
         classes = ", ".join(model.classes)
     for picture in report.pictures:
         _print_picture(picture)
     _note_guesses(report, bank, preview)
+    for source, number in twins:
+        undo = _command("bank", "remove", bank, report.name, "--picture", number)
+        say(f"Note: {quoted(report.name)} had {source} already; again, it takes time and teaches nothing.")
+        say(f"To take it back: {undo}")
     shots = "1 picture" if report.shots == 1 else f"{report.shots} pictures"
     print(f"Enrolled {quoted(name)} from {shots}; {bank} contains: {classes}.")
     print(f"Its level, the score above which it is present: {score_text(enrolled_level)} ({origin}).")
@@ -191,6 +199,14 @@ def _print_picture(report: "PictureReport") -> None:
         print(f"{picture.source}: fit on its own picture: {report.fit}")
     for warning in report.warnings:
         say(f"Warning: {picture.source}: {warning}")
+
+
+def _twins(report: "EnrollmentReport", bank: "SupportBank") -> list[tuple[str, int]]:
+    """The new pictures that the class has with the same mask already, the last first: numbers after one change."""
+    keys = [support.thumbnail_key for support in bank.supports(report.name)]
+    first = report.shots - len(report.pictures)
+    numbered = [(one.picture.source, number) for number, one in enumerate(report.pictures, first)]
+    return [(source, number) for source, number in reversed(numbered) if keys[number] in keys[:number]]
 
 
 def _note_guesses(report: "EnrollmentReport", bank: Path, preview: Path | None) -> None:

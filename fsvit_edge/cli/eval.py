@@ -136,7 +136,10 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure accuracy on few-shot episodes or on scenes; exit with code 5 if a given limit is missed."""
+    """Measure accuracy on few-shot episodes or on scenes.
+
+    Ends with code 5 if a given limit is missed.
+    """
     from fsvit_edge.cli.terminal import say, show_progress
     from fsvit_edge.learn.datasets import open_data
     from fsvit_edge.learn.episode_pictures import draw_answer

@@ -39,7 +39,7 @@ def export(
         typer.Option("--objectness", help="Add the bundled model's objectness (where objects end) for sharp outlines."),
     ] = False,
 ) -> None:
-    """Export encoder, enrollment and head to a bundle of ONNX graphs. With no options, export the bundled model."""
+    """Export a network to a bundle, a folder of ONNX graphs. With no options, export the bundled model."""
     from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, HEADS, PROTOTYPE_HEAD
 
     if head not in (None, *HEADS):

@@ -20,7 +20,7 @@ def inspect(
     trust: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a file is, whether it is intact, and whether it runs here. Nothing in it is executed."""
+    """Show what a file is, if it is intact, and if it runs here. Nothing in it is executed."""
     from fsvit_edge.fewshot.bank_signature import read_trusted_key
     from fsvit_edge.inspect.inspection import inspect_file
     from fsvit_edge.runtime.given_text import given_line

@@ -84,7 +84,7 @@ def label(
         ),
     ] = None,
 ) -> None:
-    """Label pictures: outline the classes of a bank in all of them, in a format of other tools.
+    """Outline your classes in many pictures, for other tools.
 
     A command that was ended at any moment goes on where it stopped when it is repeated; later, it labels what is new.
     """

@@ -56,7 +56,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help costs 0.1 s of the 0.3 s that --help may take
 )
-for command in (train, export, calib, build_engine, enroll, run, label, triton, bench, inspect, doctor):
+# As a new user meets them; the last ones are for networks of one's own.
+for command in (doctor, enroll, run, label, inspect, bench, train, export, calib, build_engine, triton):
     app.command(cls=LabelCommand if command is label else None)(command)
 app.command("eval")(evaluate)
 bank_app.command()(key)
@@ -168,7 +169,10 @@ def _fail(sentence: str, exit_code: int) -> NoReturn:
         word = word.partition("=")[2] if word.startswith("--") else word
         if may_have_password(word) and not os.path.exists(word):
             shown = printable_address(word) if "://" in word else "***"
-            sentence = sentence.replace(word, shown).replace(str(Path(word)), shown)
+            sentence = sentence.replace(word, shown)
+            as_path = str(Path(word))
+            if as_path not in shown:  # "rtsp:" of "rtsp://" is
+                sentence = sentence.replace(as_path, shown)
     print(f"Error: {sentence}", file=sys.stderr)
     sys.exit(exit_code)
 

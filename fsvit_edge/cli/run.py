@@ -150,7 +150,10 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Find and segment the classes of a bank in every frame of a source."""
+    """Find and outline your classes in every frame of a source.
+
+    They are those of a bank, which enroll or the page makes.
+    """
     from fsvit_edge.fewshot.zones import parse_zone
     from fsvit_edge.live.run import RunOptions, run_source
     from fsvit_edge.live.sinks.base import EventOptions, RecordingOptions

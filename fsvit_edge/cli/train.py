@@ -107,7 +107,7 @@ def train(
         bool, typer.Option("--resume", help="Continue from the last checkpoint, if there is one.")
     ] = False,
 ) -> None:
-    """Train the correlation head on a data set; the encoder stays frozen."""
+    """Train the head on a data set; the encoder stays frozen."""
     from fsvit_edge.cli.terminal import print_table, require, say, show_progress
     from fsvit_edge.runtime.errors import InputError
 

@@ -26,9 +26,9 @@ def triton(
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
-    """Let a box answer the frames of many cameras: write a model for Triton Inference Server.
+    """Let a box with Triton answer the frames of many cameras.
 
-    Devices use it with run and label, and --engine triton://HOST:PORT/MODEL.
+    This writes a model for Triton Inference Server. Devices use it with run and label, and --engine triton://HOST:PORT/MODEL.
     """
     from fsvit_edge.remote.box import FORMAT_VERSION, Settings
     from fsvit_edge.remote.repository import check_banks, model_name, write_model

@@ -113,7 +113,7 @@ def mask_from_box(size_hw: tuple[int, int], box_xyxy: Box) -> Mask:
     if right - left < 4 or bottom - top < 4:
         raise InputError(
             f"The box {tuple(box_xyxy)} contains less than 4 x 4 pixels of the {width} x {height} picture; draw a "
-            "larger one."
+            "larger one; a box is left, top, right, bottom."
         )
     drawn = np.zeros((height, width), np.uint8)
     # In sixteenths of a pixel, so that the ellipse touches the outermost pixels of the box.

@@ -16,8 +16,9 @@ from fsvit_edge.live.bank_origin import Fetched, NoSignatureError, Origin, Origi
 from fsvit_edge.live.bank_trial import Ask, BankRefusedError, check_verdicts, try_bank
 from fsvit_edge.live.health import BankStatus
 from fsvit_edge.live.shared_model import PATIENCE_S, LiveModel
+from fsvit_edge.runtime.disk_steps import no_temporary_place
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.storage import no_temporary_place, temporary_folder
+from fsvit_edge.runtime.storage import temporary_folder
 
 _Answer = TypeVar("_Answer")
 

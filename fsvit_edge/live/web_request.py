@@ -14,6 +14,8 @@ from fsvit_edge.live.uri import is_host
 
 WEB_ERRORS = (OSError, http.client.HTTPException, ValueError)
 """What a request raises if it fails; a ValueError if it was cut between two steps."""
+_SELF_SIGNED = (18, 19, 20, 21)
+"""OpenSSL's codes of a certificate that no known authority has signed."""
 
 
 def parse_web_address(uri: str) -> SplitResult | None:
@@ -101,7 +103,8 @@ class WebRequest:
     def problem(self, error: Exception) -> str:
         """Say which of `WEB_ERRORS` it was, in words that contain nothing of the address or of the answer."""
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"The certificate of the server is not trusted ({error.verify_message})"
+            own = "; if it is yours, name it with SSL_CERT_FILE=FILE" if error.verify_code in _SELF_SIGNED else ""
+            return f"The certificate of the server is not trusted ({error.verify_message}){own}"
         return f"The server does not respond ({self._reason(error)})"
 
     def _reason(self, error: Exception) -> str:

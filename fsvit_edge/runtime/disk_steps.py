@@ -45,6 +45,12 @@ def write_errors(path: Path) -> Iterator[None]:
         raise FsvitEdgeError(f"{path} cannot be written: {error.strerror or error}; nothing was changed.") from error
 
 
+def no_temporary_place(error: OSError) -> FsvitEdgeError:
+    """The error of a folder for temporary files that is full, read-only or not there."""
+    reason = error.strerror or error
+    return FsvitEdgeError(f"The device has no place for temporary files: {reason}; make room, or set TMPDIR.")
+
+
 # ------------------------------------------------------------------------------------------------ what is at a path
 
 

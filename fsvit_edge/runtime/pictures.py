@@ -44,7 +44,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _ORIENTATION, _FIRST_TURNED = 0x0112, 5  # EXIF: from this value on, rows of the file are columns of the picture
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     """Read one picture as it is displayed, (H, W, 3) uint8 RGB: its EXIF orientation is applied.
 
     Gray, palette and CMYK pictures are converted. Of 16 bits, the upper 8 are kept; of the 12 bits in 16 that many
@@ -56,7 +56,7 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         InputError: The file is missing, empty, damaged, too large, of another format, or not a regular file.
         EnvironmentLacksError: It is a HEIC or AVIF picture, and what decodes it is not installed.
     """
-    return decode_image(_file_bytes(path), str(path))
+    return decode_image(_file_bytes(Path(path)), str(path))
 
 
 def decode_image(data: bytes, what: str) -> npt.NDArray[np.uint8]:

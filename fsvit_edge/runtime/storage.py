@@ -27,6 +27,7 @@ from fsvit_edge.runtime.disk_steps import (
     flush_folder_of,
     is_stream,
     kind_of,
+    no_temporary_place,
     overwrite,
     own_prefix,
     set_mode,
@@ -201,12 +202,6 @@ class TemporaryFile:
                 with self.path.open("rb") as file:
                     return overwrite(self._name, file)
         flush_folder_of(self._name)
-
-
-def no_temporary_place(error: OSError) -> FsvitEdgeError:
-    """The error of a folder for temporary files that is full, read-only or not there."""
-    reason = error.strerror or error
-    return FsvitEdgeError(f"The device has no place for temporary files: {reason}; make room, or set TMPDIR.")
 
 
 @contextmanager

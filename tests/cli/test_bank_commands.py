@@ -42,7 +42,10 @@ def test_classes_are_enrolled_listed_renamed_and_removed(folder: Path, cli: Cli)
     assert f"Its level, the score above which it is present: {BUNDLED_LEVEL:.2f} (default)." in second.out
     third = cli("enroll cat photo.jpg")
     assert "Enrolled 'cat' from 3 pictures; bank.safetensors contains: cat, thing." in third.out
-    cli("enroll cat cat1.jpg --mask cat1_mask.png")
+    assert "already" not in third.err
+    again = cli("enroll cat cat1.jpg --mask cat1_mask.png")
+    assert "Note: 'cat' had cat1.jpg already; again, it takes time and teaches nothing.\n" in again.err
+    assert "To take it back: fsvit-edge bank remove bank.safetensors cat --picture 3\n" in again.err
     assert cli("bank remove bank.safetensors cat --picture 3").out == "Removed picture 3 of 'cat', which has 3 left.\n"
     refused = cli("bank remove bank.safetensors cat --picture 3")
     assert (refused.code, "Class 'cat' has 3 pictures and no picture 3." in refused.err) == (2, True)

@@ -51,6 +51,7 @@ from fsvit_edge import FewShotModel
         ("run broken.jpg", 2, "broken.jpg is damaged or cut short"),
         ("run empty", 2, "The folder empty contains no pictures"),
         ("run ftp://127.0.0.1/video.mp4", 2, "Unsupported source ftp:...; expected a picture"),
+        ("run rtsp://", 2, "Invalid stream address rtsp://; expected rtsp://HOST/PATH."),
         ("run --camera photo.jpg", 2, "--camera reads a camera, but SOURCE is 'photo.jpg'"),
         ("run photo.jpg --sink notes.txt/", 2, "notes.txt cannot be a folder: notes.txt is a file"),
         ("run photo.jpg --sink photo.jpg", 2, "The sink photo.jpg is the source, which it would overwrite"),

@@ -131,6 +131,13 @@ def test_a_command_group_without_a_command_shows_its_help(cli: Cli) -> None:
         assert result.out == ""
 
 
+@pytest.mark.parametrize("line", ["--help", "bank --help"])
+def test_what_a_command_does_is_not_cut_off(line: str, cli: Cli) -> None:
+    summaries = cli(line).out.partition("Commands:\n")[2].splitlines()
+    assert len(summaries) > 10
+    assert [summary for summary in summaries if summary.endswith("...") or len(summary) > 80] == []
+
+
 def test_the_version_is_printed(cli: Cli) -> None:
     assert cli("--version") == Result(0, f"fsvit-edge {__version__}\n", "")
 

@@ -90,7 +90,7 @@ def environment(folder: Path) -> dict[str, str]:
 def make_inputs(page: Path, folder: Path) -> None:
     """Make what a page's commands and scripts read, by the names that the page gives them."""
     scripts = "\n".join(step.text for step in steps(page) if step.language == "python")
-    names = set(re.findall(r"""open\(["']([^"']+)["']\)""", scripts))
+    names = set(re.findall(r"""read_image\(Path\(["']([^"']+)["']\)""", scripts))
     for command in commands(page):
         for before, word in itertools.pairwise(shlex.split(command)):
             if before not in (*WRITTEN, "--data") and re.search(r"\.(jpe?g|png|mp4)$|/$", word):

@@ -152,6 +152,14 @@ def test_the_readme_is_short_and_runs_commands_and_python() -> None:
     assert [step.is_run for step in steps(README) if step.language == "python"] == [True]
 
 
+def test_pictures_are_read_upright_in_all_python() -> None:
+    scripts = [step.text for page in PAGES for step in steps(page) if step.language == "python"]
+    scripts += [notebook.read_text() for notebook in ROOT.glob("examples/*.ipynb")]
+    assert sum("read_image" in script for script in scripts) >= 5
+    for other in ("Image.open(", "imread("):  # which leave a photo of a phone on its side
+        assert [script for script in scripts if other in script] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())

@@ -40,7 +40,9 @@ def test_a_box_is_cut_off_at_the_edges_of_the_picture() -> None:
 
 @pytest.mark.parametrize("box", [(10, 10, 10, 30), (30, 10, 10, 30), (70, 0, 90, 40), (0, 0, 3, 40), (-9, 0, 2, 40)])
 def test_a_box_with_next_to_nothing_in_it_is_refused(box: tuple[int, int, int, int]) -> None:
-    with pytest.raises(InputError, match=r"contains less than 4 x 4 pixels of the 60 x 40 picture; draw a larger one"):
+    with pytest.raises(
+        InputError, match=r"contains less than 4 x 4 pixels of the 60 x 40 picture; draw a larger one; a box is left"
+    ):
         mask_from_box((40, 60), box)
 
 

@@ -246,6 +246,7 @@ def test_a_certificate_that_is_not_trusted_is_trouble(
     assert len(server.posts) == is_trusted
     if not is_trusted:
         assert trouble.startswith("The certificate of the server is not trusted (self")
+        assert "certificate); if it is yours, name it with SSL_CERT_FILE=FILE; " in trouble
 
 
 def test_a_server_without_tls_is_trouble_in_one_sentence(server: Server) -> None:

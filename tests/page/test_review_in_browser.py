@@ -101,6 +101,7 @@ def test_verdicts_by_key_are_in_the_file_when_the_page_says_so(page: Page, serve
     expect(text).to_contain_text("The run says absent")
     page.keyboard.press("s")
     expect(page.locator("#review-place")).to_have_text("Frame 3 of 3")
+    expect(told).to_be_empty()  # it was about the first frame
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#review-place")).to_have_text("Frame 2 of 3")
     page.keyboard.press("N")

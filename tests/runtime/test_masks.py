@@ -3,6 +3,7 @@
 import base64
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -164,6 +165,21 @@ def test_a_jpeg_has_no_labels(tmp_path: Path) -> None:
 def test_an_object_may_fill_its_picture(tmp_path: Path, image: Image.Image) -> None:
     image.save(tmp_path / "mask.tif")
     assert read_mask(tmp_path / "mask.tif", SIZE_HW).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_photograph_is_no_mask(tmp_path: Path, suffix: str) -> None:
+    y, x = np.indices((256, 256), np.uint8)
+    photograph = np.dstack([x, y, x // 2 + y // 2])
+    Image.fromarray(photograph).save(tmp_path / f"photo.{suffix}")
+    with pytest.raises(
+        InputError, match=r"has the many colors of a photograph, .* the object white and the rest black"
+    ):
+        read_mask(tmp_path / f"photo.{suffix}", (256, 256))
+    soft = cv2.circle(np.zeros((256, 256, 3), np.uint8), (128, 128), 60, (90, 255, 140), -1)
+    Image.fromarray(cv2.GaussianBlur(soft, (15, 15), 0)).save(tmp_path / "soft.jpg", quality=60)
+    assert len(Image.open(tmp_path / "soft.jpg").getcolors(65536)) > 256  # the control: as many colors, of one hue
+    assert read_mask(tmp_path / "soft.jpg", (256, 256)).sum() == pytest.approx(np.pi * 60**2, rel=0.05)
 
 
 def test_probabilities_that_are_nowhere_below_a_half_are_refused(tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ def test_colors_of_12_bits_in_16_are_not_black(tmp_path: Path, suffix: str, bits
     assert np.array_equal(read_image(path), colors)
 
 
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.full((4, 6, 3), 200, np.uint8))
+    assert read_image(str(tmp_path / "a.png")).shape == (4, 6, 3)
+    assert read_mask(str(tmp_path / "a.png"), (4, 6)).all()
+    with pytest.raises(InputError, match=r"nosuch\.png cannot be read"):
+        read_image(str(tmp_path / "nosuch.png"))
+
+
 def test_a_dark_picture_of_8_bits_stays_dark(tmp_path: Path) -> None:
     Image.fromarray(RGB // 8).save(tmp_path / "dark.png")
     assert np.array_equal(read_image(tmp_path / "dark.png"), RGB // 8)

@@ -11,8 +11,9 @@ from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.page import schemas
 from fsvit_edge.page.enrollment import FrameReport, enroll
 from fsvit_edge.page.state import FILE_BODY, FileBody, Index, Page, make_router, marked, thumbnail
+from fsvit_edge.runtime.disk_steps import no_temporary_place
 from fsvit_edge.runtime.errors import ArtifactError, InputError
-from fsvit_edge.runtime.storage import no_temporary_place, temporary_folder
+from fsvit_edge.runtime.storage import temporary_folder
 
 router = make_router()
 

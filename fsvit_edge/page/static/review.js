@@ -112,7 +112,7 @@ function askAbout(item) {
   const text = `The run says ${answerOf(item.present)}, ${score} (level ${level}).`;
   const back = makeChoice("Back", "ArrowLeft", "small", () => move(-1));
   back.disabled = place === 0;
-  const skip = makeChoice("Skip", "s", "small", () => move(1));
+  const skip = makeChoice("Skip", "s", "small", () => { tell(""); move(1); });
   skip.setAttribute("aria-keyshortcuts", "s ArrowRight");
   const texts = item.verdict === null ? [text] : [text, `You said ${WORDS[item.verdict]}; press it again to take it back.`];
   showPanel("question", `${item.name}?`, texts, [...makeVerdicts(item, "big"), back, skip]);
