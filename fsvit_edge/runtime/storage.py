@@ -206,13 +206,10 @@ class TemporaryFile:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yield an empty folder for files of no use later; an FsvitEdgeError if it cannot be made.
-
-    What killed processes left there is removed first: an upload of a bank is up to 256 MB.
-    """
+    """Yield an empty folder for files of no use later; an FsvitEdgeError if it cannot be made."""
     try:
         parent = Path(tempfile.gettempdir())
-        remove_leftovers(parent)
+        remove_leftovers(parent)  # an upload of a bank is up to 256 MB
         descriptor, folder = create_folder(parent)
     except OSError as error:
         raise no_temporary_place(error) from error
