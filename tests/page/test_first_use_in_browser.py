@@ -188,7 +188,7 @@ def test_two_fingers_zoom_and_draw_nothing(chromium: Browser, served: Served) ->
 
 
 def test_frames_before_the_frozen_one_can_be_chosen(page: Page, served: Served) -> None:
-    page.wait_for_function("document.getElementById('live').naturalWidth > 0")
+    page.wait_for_function("() => document.getElementById('live').naturalWidth > 0")
     while served.client.post("/api/frames").json()["earlier"] < 2:
         page.wait_for_timeout(20)
     with page.expect_response("**/api/frames*") as answered:

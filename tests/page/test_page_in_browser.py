@@ -124,7 +124,7 @@ def remove(shown: Locator) -> None:
 
 def pictures_are_loaded(page: Page) -> None:
     """Wait for the pictures of the classes: the request for one that is removed meanwhile would be refused."""
-    page.wait_for_function("[...document.querySelectorAll('.class img')].every((one) => one.complete)")
+    page.wait_for_function("() => [...document.querySelectorAll('.class img')].every((one) => one.complete)")
 
 
 def intercept(page: Page, url: str | re.Pattern[str], answer: Callable[[Route], object]) -> None:
