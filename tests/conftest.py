@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +38,10 @@ if WORKER:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
+
+# By default an example that takes 200 ms fails, and so does a start of 1 s: both happen where others are busy.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # A shell starts background jobs with SIGINT ignored, and the commands that the tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -64,6 +69,15 @@ def without_vnni() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("choose", "trial"):
             patch.setattr(f"fsvit_edge.runtime.engines.{module}.has_vnni_here", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unhurried() -> Iterator[None]:
+    """A run in this process may take its time to stop: one that takes 2 s exits, and on a busy machine so did we."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fsvit_edge.live.loop._STOP_WITHIN_S", 60.0)
+        patch.setattr("fsvit_edge.live.supervision._LOOP_GRACE_S", 60.0)
         yield
 
 

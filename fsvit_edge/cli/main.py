@@ -109,20 +109,28 @@ def _main() -> None:
         raise
     except OSError as error:
         _fail_to_load(error)
-        if error.errno in _UNREACHABLE and error.filename is not None:
-            _fail(f"{os.fsdecode(error.filename)} cannot be reached: {error.strerror}; give another path.", 2)
+        _fail_unreachable(error)
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
         _discard_stdout()
         if error.errno == errno.EPIPE:
             sys.exit(0)
         _fail(f"Standard output cannot be written to: {error.strerror}.", 1)
+    except MemoryError:
+        _fail("This needs more memory than there is here; end other programs, or take smaller files.", 1)
     except Exception as error:
         _fail_to_load(error)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            _fail_unreachable(error.__context__)  # what pathlib makes of links in a circle, before Python 3.13
         if not isinstance(error, _USAGE_ERROR):
             raise
         _fail_usage(error)
     sys.exit(code)
+
+
+def _fail_unreachable(error: OSError) -> None:
+    if error.errno in _UNREACHABLE and error.filename is not None:
+        _fail(f"{os.fsdecode(error.filename)} cannot be reached: {error.strerror}; give another path.", 2)
 
 
 def _discard_stdout() -> None:

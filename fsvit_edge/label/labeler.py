@@ -27,6 +27,7 @@ from fsvit_edge.runtime.limits import free_memory, usable_cores
 from fsvit_edge.runtime.machine import resident_memory_mb
 from fsvit_edge.runtime.messages import Say
 from fsvit_edge.runtime.pictures import decode_with_size
+from fsvit_edge.runtime.storage import version_of
 
 _MOST_AT_ONCE = 4
 """Labelers on one CPU: each needs the memory of a model."""
@@ -87,13 +88,13 @@ class Labeler:
         try:
             for note in model.choice.notes:
                 say(f"Note: {note}")
-            model.load_bank(options.bank)
+            bank_sha256 = _load_bank(model, options.bank)
             choose_classes(model, str(options.bank), options.classes, options.min_score)
             choice, bank = model.choice, model.bank
             self.about = About(
                 fsvit_edge=__version__,
                 bundle_sha256=bundle_sha256(self._bundle),
-                bank_sha256=_sha256_of(options.bank),
+                bank_sha256=bank_sha256,
                 classes=bank.classes,
                 levels=tuple(map(float, bank.levels)),
                 engine=choice.engine,
@@ -251,8 +252,14 @@ def _about(facts: Facts) -> About:
     )
 
 
-def _sha256_of(file: Path) -> str:
+def _load_bank(model: FewShotModel, file: Path) -> str:
+    """Give a model the classes of a bank, and return the sum of that bank's file."""
+    before = version_of(file)
+    model.load_bank(file)
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise ArtifactError(f"Bank {file} cannot be read: {error.strerror}.") from error
+    if version_of(file) != before:  # the sum may be of another bank than the labels
+        raise ArtifactError(f"Bank {file} was replaced while it was read; give the same command again.")
+    return digest

@@ -30,7 +30,7 @@ from fsvit_edge.model.head import CorrelationHead
 from fsvit_edge.model.network import FewShotNetwork
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.limits import usable_cores
+from fsvit_edge.runtime.limits import usable_cores, usable_threads
 from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
@@ -73,7 +73,8 @@ def train(
     if last.exists() and not resume:
         raise InputError(f"{workspace} already contains a training run; continue it with --resume, or delete it.")
     workspace.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
+    threads = options.threads
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()) if threads is None else usable_threads(threads))
     encoded = cache.fill(data, progress)
     split = choose_split(data, options)
     improved = None

@@ -202,9 +202,9 @@ class FileOrigin(Origin):
 def _read(path: Path, most: int) -> bytes:
     try:
         with open_regular(path) as file:
-            data = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise OriginError(f"The file {printable(str(path))} has more than {most:,} bytes")
+            return file.read(size)  # not `most`, for all of which Python would take memory
     except OSError as error:
         raise OriginError(f"The file {printable(str(path))} cannot be read ({error.strerror})") from error
-    if len(data) > most:
-        raise OriginError(f"The file {printable(str(path))} has more than {most:,} bytes")
-    return data

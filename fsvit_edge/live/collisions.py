@@ -43,6 +43,8 @@ def refuse_collisions(sources: Sequence[str], sinks: Sequence[str], bank: Path |
     if place in taken or place == the_bank:
         what = "a sink" if place in taken else "the bank"
         raise InputError(f"The health file {health} is {what}, too; give another name with --health.")
+    if health.is_dir():
+        raise InputError(f"The health file {health} is a folder; give the name of a file with --health.")
     if health.is_file() and not _is_health(health):
         raise InputError(
             f"The file {health} is not the health of a run, which would replace it; give another name with --health."

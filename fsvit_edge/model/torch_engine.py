@@ -15,7 +15,7 @@ from fsvit_edge.runtime.bundle import GraphInfo
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.engines.choose import EngineChoice
 from fsvit_edge.runtime.errors import FsvitEdgeError, first_line
-from fsvit_edge.runtime.limits import usable_cores
+from fsvit_edge.runtime.limits import usable_cores, usable_threads
 
 
 class TorchTensor:
@@ -105,7 +105,7 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
 
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:
     """Open a checkpoint as a model that computes in torch; `threads` are torch's of the whole process."""
-    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()) if threads is None else usable_threads(threads))
     return open_network(load_network(checkpoint))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 _PROC = Path("/proc")
+_MOST_THREADS = 64
 _UNLIMITED_BYTES = 2**60  # v1 states no limit as about 2**63
 
 
@@ -17,6 +18,14 @@ def usable_cores() -> int:
     """Return the number of threads that can run at once: the processors of this process, or its share of their time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *(math.ceil(quota) for quota in _cpu_quotas())]))
+
+
+def usable_threads(wanted: int | None) -> int:
+    """Return how many threads to compute with: as many as are wanted, at most 64 or the machine's processors.
+
+    With 99,999, engines made threads until the run was ended, without a frame.
+    """
+    return usable_cores() if wanted is None else min(wanted, max(_MOST_THREADS, os.cpu_count() or 1))
 
 
 def free_memory() -> int | None:

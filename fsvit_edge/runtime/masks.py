@@ -71,6 +71,8 @@ def _roles(image: Image.Image, what: str, size_hw: tuple[int, int]) -> _Roles:
             "of the picture's size."
         )
     is_exact = image.format != "JPEG"
+    if image.mode == "LAB":  # which Pillow makes no gray of
+        image = image.convert("RGB")
     if image.has_transparency_data:
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
         if alpha.min() != alpha.max():

@@ -247,7 +247,7 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         if size > most_bytes:
             limit = f"more than the {most_bytes / 1e6:.0f} MB that are read"
             raise OSError(errno.EFBIG, f"it has {size / 1e6:.0f} MB, {limit}", str(path))
-        return file.read(most_bytes)
+        return file.read(size)  # not `most_bytes`, for all of which Python would take memory
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from fsvit_edge import FewShotModel
 from fsvit_edge.cli.main import main
 from fsvit_edge.fewshot.bank import SupportBank
 from fsvit_edge.live.sources import open as open_module
-from fsvit_edge.live.sources.live import LiveSource
+from fsvit_edge.live.sources.live import LiveSource, Timeouts
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE
 from fsvit_edge.runtime.pictures import read_image, write_image
 
@@ -95,7 +95,8 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Make camera 0 a stub that plays a scenario."""
 
     def play(scenario: str) -> None:
-        stub = functools.partial(LiveSource, command=stub_camera.command(scenario))
+        patient = Timeouts(open_s=60, first_frame_s=60, frame_s=60)  # a process that ends is lost all the same
+        stub = functools.partial(LiveSource, timeouts=patient, command=stub_camera.command(scenario))
         monkeypatch.setattr(open_module, "LiveSource", stub)
         monkeypatch.setattr(open_module, "check_device", lambda _: None)
 

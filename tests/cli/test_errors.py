@@ -88,6 +88,7 @@ from fsvit_edge import FewShotModel
         ("run photo.jpg --flip left", 2, "--flip must be one of none, horizontal, vertical, both, got 'left'."),
         ("run photo.jpg --width 640", 2, "--width and --height are for cameras; photo.jpg has a fixed size."),
         ("run rtsp://me:S3cret@host/cam --loop", 2, "--realtime are for files and the demo; rtsp://host/cam"),
+        ("run photo.jpg --health .", 2, "The health file . is a folder; give the name of a file with --health."),
         ("run photo.jpg --segment 0.1 --sink x.mp4", 2, "--segment must be at least 1 second, got 0.1."),
         ("run photo.jpg --keep 0 --sink x/", 2, "--keep must be at least 1 file, got 0."),
         ("run photo.jpg --sink http://127.0.0.1:0 --token ''", 2, "--token must be 8 to 128 letters"),
@@ -172,6 +173,15 @@ def test_an_error_is_one_sentence_and_changes_no_file(
     is_one_error(result, code, text, steps="Calibrate" if line.startswith("calib") else "")
     assert "S3cret" not in result.err
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("line", ["run photo.jpg --sink circle.mp4", "run photo.jpg --bundle circle"])
+def test_links_in_a_circle_are_one_sentence(folder: Path, cli: Cli, line: str) -> None:
+    for name in ("circle", "circle.mp4"):
+        (folder / name).symlink_to(name)
+    result = cli(line)
+    assert result.code in (1, 2, 4)  # which step meets them depends on Python's version
+    is_one_error(result, result.code, "circle")
 
 
 def test_the_error_for_a_damaged_video_has_no_output_of_ffmpeg(folder: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Cli
+from command_line import Cli, is_one_error
 
 from fsvit_edge.inspect import inspection
 
@@ -77,6 +77,14 @@ atexit.register(last)
         _, err = process.communicate(timeout=25)
     assert process.returncode == code
     assert (err == "") == is_quiet
+
+
+def test_too_little_memory_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(inspection, "inspect_file", full)
+    is_one_error(cli("inspect bank.safetensors"), 1, "This needs more memory than there is here; end other programs")
 
 
 def test_ctrl_c_while_a_command_works_is_a_short_end(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,8 +108,11 @@ class Killed:
             forker = psutil.Process(self._forker.pid)
             lines.extend(line for one in (forker, *forker.children()) for line in _in_kernel(one.pid))
             for one in (*forker.children(), forker):
+                before, due_s = os.fstat(self._errors.fileno()).st_size, time.monotonic() + 20
                 one.send_signal(signal.SIGUSR1)
-                time.sleep(0.3)  # until it has written: two at once mixed their letters
+                while os.fstat(self._errors.fileno()).st_size == before and time.monotonic() < due_s:
+                    time.sleep(0.01)
+                time.sleep(0.3)  # until it has written all: two at once mixed their letters
         self._errors.seek(0)
         return "\n".join([*lines, "They wrote to stderr:", self._errors.read().decode(errors="replace")])
 

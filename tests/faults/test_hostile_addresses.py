@@ -50,7 +50,7 @@ def test_hostile_sources_are_refused_before_anything_is_opened(
 
 
 @pytest.mark.slow(reason="ten thousand random addresses, 12 s")
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=10_000)
 @given(st.one_of(st.text(max_size=24), st.text("rtspcsihttp:/@!|; \n0", max_size=24)))
 def test_a_stream_or_sensor_contains_only_an_address(uri: str) -> None:
     try:

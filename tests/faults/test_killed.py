@@ -1,5 +1,6 @@
 """What the test of kills says when one of its processes stands still or ends too soon."""
 
+import re
 import time
 from pathlib import Path
 
@@ -25,12 +26,12 @@ def test_a_process_that_stands_still_fails_the_test_which_says_where(
 ) -> None:
     with Killed(tmp_path, SLEEPER) as sleepers:
         sleepers.lines(1, 0.0)
-        monkeypatch.setattr(killed, "SILENT_S", 0.2)
+        monkeypatch.setattr(killed, "SILENT_S", 1.0)
         with pytest.raises(pytest.fail.Exception) as failure:
             sleepers.lines(2, 0.0)
     said = str(failure.value)
     assert said.startswith("Too late: line 1 of process ")
-    assert "\n1 rounds are done; the slowest took 0." in said
+    assert re.search(r"\n1 rounds are done; the slowest took \d+\.\d\d s\.\n", said)
     assert said.count("State:\tS (sleeping), wchan: ") == 2
     assert "in work" in said
     assert "in <module>" in said
@@ -41,7 +42,7 @@ def test_rounds_that_take_too_long_together_fail_the_test(tmp_path: Path, monkey
     started_s = time.monotonic()
     with Killed(tmp_path, SLEEPER) as sleepers, pytest.raises(pytest.fail.Exception, match="Too late"):
         list(iter(lambda: sleepers.lines(1, 0.1), ["never"]))
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 60
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def work():
 def test_a_kill_while_a_line_is_written_leaves_whole_lines(tmp_path: Path) -> None:
     with Killed(tmp_path, TALKER.format("say('a line')")) as talkers:
         for _ in range(10):
-            assert set(talkers.lines(0, 0.02)) == {"a line"}  # by then the pipe is full
+            assert set(talkers.lines(1, 0.02)) == {"a line"}  # by then the pipe is full
 
 
 def test_a_line_that_is_written_in_two_parts_joins_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def crowds(draw_one: st.DrawFn) -> Prediction:
     return judged(names, draw_one(st.lists(st.floats(0, 1), min_size=ways, max_size=ways)), label_map)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(crowds())
 def test_the_name_of_each_class_with_pixels_is_drawn_in_full(answer: Prediction) -> None:
     drawn = draw(gray_frame(*answer.label_map.shape), answer)

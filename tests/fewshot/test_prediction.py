@@ -3,7 +3,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fsvit_edge.fewshot.prediction import (
@@ -91,7 +91,6 @@ def test_the_parts_are_the_connected_components(size_hw: tuple[int, int], seed: 
     assert sorted(boxes) == sorted(map(tuple, plain[1:].tolist()))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.3, 0.7), st.sampled_from([0.6, 1.2, 3.0]))
 def test_results_and_instances_are_those_of_the_whole_label_map(seed: int, share: float, blur: float) -> None:
     noise = cv2.GaussianBlur(np.random.default_rng(seed).random((40, 60), np.float32), (0, 0), blur)

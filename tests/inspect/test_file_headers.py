@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -75,14 +75,12 @@ def test_a_file_that_is_not_a_graph_is_refused(data: bytes) -> None:
 GRAPH = (DEFAULT_BUNDLE / "enroll.onnx").read_bytes()
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with suppress(ValueError):
         read_onnx_header(data)
 
 
-@settings(deadline=None)
 @given(position=st.integers(0, len(GRAPH) - 1), value=st.integers(0, 255), cut=st.booleans())
 def test_an_altered_or_truncated_graph_is_read_or_refused(position: int, value: int, cut: bool) -> None:
     data = GRAPH[:position] if cut else GRAPH[:position] + bytes([value]) + GRAPH[position + 1 :]

@@ -1,6 +1,7 @@
 """`Labeler` with a network: the answers of `predict`, part by part, and the classes and levels that were asked for."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import cv2
@@ -78,6 +79,24 @@ def test_a_lowest_score_raises_the_levels_below_it(bank: Path) -> None:
 def test_a_bank_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist; make one with"):
         Labeler(LabelerOptions(tmp_path / "none.safetensors", threads=1))
+
+
+def test_a_bank_that_is_replaced_while_it_is_read_is_told(
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "bank.safetensors"
+    shutil.copy(bank, own)
+    Labeler(LabelerOptions(own, threads=1)).close()  # the control
+    load = FewShotModel.load_bank
+
+    def slow(model: FewShotModel, path: Path) -> None:
+        load(model, path)
+        shutil.copy(bank, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+
+    monkeypatch.setattr(FewShotModel, "load_bank", slow)
+    with pytest.raises(ArtifactError, match=r"bank[.]safetensors was replaced while it was read"):
+        Labeler(LabelerOptions(own, threads=1))
 
 
 def of(labels: np.ndarray) -> Prediction:

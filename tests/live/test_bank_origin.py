@@ -220,6 +220,14 @@ def test_a_certificate_that_is_not_trusted_is_said(
     assert fetched.data == DATA
 
 
+def test_a_file_takes_no_more_memory_than_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bank.safetensors").write_bytes(DATA)
+    monkeypatch.setattr(bank_origin, "MAX_BANK_BYTES", 2**60)
+    fetched = FileOrigin(tmp_path / "bank.safetensors").fetch(None, 5)
+    assert fetched is not None
+    assert fetched.data == DATA
+
+
 def test_a_file_is_read_again_when_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bank.safetensors"
     origin = open_origin(str(path), is_signed=False)

@@ -1,5 +1,6 @@
 """A video of which the end is missing, as a download that was cut short: each command says so, and fails."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -42,6 +43,28 @@ def test_a_video_of_which_the_end_is_missing_says_so(tmp_path: Path, name: str, 
         assert (4 < count < 14) if keeps < 1 else count == 20
         said = f"{path} declares 20 frames, but only {count} could be decoded: the rest is missing or damaged"
         assert source.problem.startswith(said) if keeps < 1 else source.problem == ""
+
+
+@pytest.mark.skipif(not hasattr(cv2, "CAP_PROP_PTS"), reason="OpenCV tells the time of a frame from 4.12 on")
+@pytest.mark.parametrize(("suffix", "keeps"), [(".mkv", 0.5), (".mkv", 1.0), (".wmv", 1.0)])
+@pytest.mark.parametrize("start", [0, 600])
+def test_a_piece_of_a_recording_begins_where_the_one_before_ended(
+    tmp_path: Path, keeps: float, start: int, suffix: str
+) -> None:
+    """As `ffmpeg -f segment` cuts Matroska files: what such a file says of its length counts from the first piece."""
+    av = pytest.importorskip("av")
+    path = tmp_path / f"piece{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10, width=64, height=48, pix_fmt="yuvj420p")
+        for index in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 5 * index, np.uint8))
+            frame.pts, frame.time_base = start * 10 + index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keeps)])
+    with open_source(str(path), SourceOptions()) as source:
+        assert source.num_frames == 30
+        assert [frame.media_time_s for frame in source][:2] == [0.0, pytest.approx(0.1)]
+        assert source.problem.startswith(f"{path} declares 30 frames, but only ") == (keeps < 1)
 
 
 @pytest.mark.parametrize("keeps", [0.5, 1.0])

@@ -114,7 +114,7 @@ def test_a_silent_process_is_killed_and_restarted() -> None:
 
 @pytest.mark.parametrize("scenario", ["mute", "dark"])
 def test_a_source_that_does_not_respond_stays_connecting_with_a_reason(scenario: str) -> None:
-    with open_stub(scenario, dataclasses.replace(QUICK, open_s=0.6, first_frame_s=0.4)) as source:
+    with open_stub(scenario, dataclasses.replace(QUICK, open_s=0.6, first_frame_s=0.4, frame_s=0.4)) as source:
         said = ("connecting", "stub does not respond; check the camera and its connection.")
         # Not the first message: on a busy machine a killed process was not gone in time, once, and that was said.
         until(lambda: (source.status.state, source.status.message) == said)

@@ -211,7 +211,7 @@ def test_the_failure_of_the_last_source_is_raised_if_all_have_failed() -> None:
 
 @pytest.mark.parametrize("scenario", ["mute", "three"])
 def test_a_camera_that_is_silent_or_lost_holds_up_no_other_and_comes_back_alone(scenario: str) -> None:
-    timeouts = Timeouts(open_s=20, first_frame_s=20, frame_s=5, delays_s=(0.2,))
+    timeouts = Timeouts(open_s=60, first_frame_s=60, frame_s=60, delays_s=(0.2,))
 
     def camera(name: str) -> LiveSource:
         address = SourceAddress("csi", "0", name)
@@ -223,7 +223,7 @@ def test_a_camera_that_is_silent_or_lost_holds_up_no_other_and_comes_back_alone(
         while not (taken.count("good") >= 30 and (scenario == "mute" or many.parts["bad"].status.reconnects >= 1)):
             frame = many.read(0.2)
             taken += [frame.camera] if frame is not None else []
-            assert time.monotonic() - started_s < 60
+            assert time.monotonic() - started_s < 120
         states = {name: part.status.state for name, part in many.parts.items()}
         assert states["good"] == "live"
         assert many.parts["good"].status.reconnects == 0
@@ -234,13 +234,14 @@ def test_a_camera_that_is_silent_or_lost_holds_up_no_other_and_comes_back_alone(
 
 def test_a_wait_ends_when_any_source_has_a_frame() -> None:
     address = SourceAddress("csi", "0", "steady")
-    with LiveSource(address, SourceOptions(), command=stub_camera.command("steady")) as camera:
+    timeouts = Timeouts(open_s=60, first_frame_s=60, frame_s=60)
+    with LiveSource(address, SourceOptions(), timeouts=timeouts, command=stub_camera.command("steady")) as camera:
         many = ManySources(NamedSource("camera", camera))
-        assert many.read(20) is not None
+        assert many.read(60) is not None
         waits_s = []
         for _ in range(5):
             started_s = time.monotonic()
-            assert many.read(20) is not None
+            assert many.read(60) is not None
             waits_s.append(time.monotonic() - started_s)
     assert min(waits_s) < 1
 

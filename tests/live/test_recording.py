@@ -1,6 +1,7 @@
 """Recordings over weeks: segments, how many are kept, the clock of a live video, and states in every sink."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -242,6 +243,8 @@ def test_a_state_picture_is_gray_and_contains_the_text(monkeypatch: pytest.Monke
     ("options", "reason"),
     [
         ({"segment_s": 0.5}, "--segment must be at least 1 second, got 0.5"),
+        ({"segment_s": math.nan}, "--segment must be at least 1 second, got nan"),
+        ({"segment_s": math.inf}, "--segment must be at least 1 second, got inf"),
         ({"keep": 0}, "--keep must be at least 1 file, got 0"),
     ],
 )

@@ -37,7 +37,7 @@ def test_frames_of_a_live_source_are_spread_over_time(video: Path) -> None:
 
     places = np.array([frame.mean() / 5 for frame in frames])
     assert len(frames) == 4
-    assert (np.diff(places) % 41 > 2).all()
+    assert (np.diff(places) % 41 > 1.5).all()  # 6 on an idle machine, 1 if they were not spread
 
 
 def test_a_source_that_does_not_exist_is_refused(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
+import stub_camera
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,8 +25,9 @@ from fsvit_edge.live import opencv
 from fsvit_edge.live.sinks.open import open_sink, sink_name
 from fsvit_edge.live.sources import demo, files
 from fsvit_edge.live.sources.base import Flip, SourceOptions
+from fsvit_edge.live.sources.live import FILE_TIMEOUTS, LiveSource, Timeouts
 from fsvit_edge.live.sources.open import open_source
-from fsvit_edge.live.uri import is_address, parse_source, printable_address
+from fsvit_edge.live.uri import SourceAddress, is_address, parse_source, printable_address
 from fsvit_edge.runtime.errors import EnvironmentLacksError, FsvitEdgeError, InputError, SourceError
 
 
@@ -491,6 +495,31 @@ def test_a_flip_moves_the_corner(tmp_path: Path, flip: Flip, corner: tuple[int, 
     Image.fromarray(image).save(tmp_path / "a.png")
     with open_source(str(tmp_path / "a.png"), SourceOptions(flip=flip)) as source:
         assert next(source).image[corner].max() == 255
+
+
+@pytest.mark.slow(reason="a pause that a camera could not make, 4 s")
+def test_a_file_in_real_time_that_is_slow_to_read_is_played_to_its_end(tmp_path: Path) -> None:
+    save_video(tmp_path / "clip.avi", 10, fps=20.0)
+    with open_source(str(tmp_path / "clip.avi"), SourceOptions(realtime=True)) as source:
+        next(source)
+        assert isinstance(source, LiveSource)
+        reading = psutil.Process(source.process_id)
+        reading.suspend()
+        time.sleep(Timeouts().frame_s + 0.3)
+        reading.resume()
+        frames = list(source)
+    assert frames[-1].index == 9
+
+
+def test_a_file_that_cannot_be_read_is_no_camera() -> None:
+    timeouts = replace(FILE_TIMEOUTS, open_s=0.1)
+    file = SourceAddress("path", "clip.avi", "clip.avi")
+    said = r"^clip\.avi does not respond; check the disk that it is on\.$"
+    with (
+        LiveSource(file, SourceOptions(), timeouts=timeouts, command=stub_camera.command("mute")) as source,
+        pytest.raises(SourceError, match=said),
+    ):
+        next(source)
 
 
 def test_a_file_in_real_time_keeps_its_speed_and_is_live(tmp_path: Path) -> None:

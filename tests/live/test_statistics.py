@@ -1,7 +1,8 @@
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from fsvit_edge.live import statistics
 from fsvit_edge.live.statistics import RunStatistics
 
 
@@ -29,11 +30,13 @@ def test_only_the_latest_ten_thousand_frames_count() -> None:
     assert statistics.frames == 25_000
 
 
-def test_the_recent_rate_covers_the_latest_five_seconds() -> None:
-    statistics = RunStatistics()
+def test_the_recent_rate_covers_the_latest_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(statistics, "time", SimpleNamespace(monotonic=lambda: now_s))
+    run = RunStatistics()
     for _ in range(10):
-        statistics.add({}, 1.0)
-    statistics.started_s = time.monotonic() - 2
-    assert statistics.recent_fps == pytest.approx(5.0, rel=0.05)
-    statistics.started_s = time.monotonic() - 100  # time has passed without a frame
-    assert statistics.recent_fps == 0
+        run.add({}, 1.0)
+    now_s = 2.0
+    assert run.recent_fps == 5.0
+    now_s = 100.0  # time has passed without a frame
+    assert run.recent_fps == 0

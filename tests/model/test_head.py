@@ -89,7 +89,7 @@ def episodes(draw: st.DrawFn) -> Episode:
     return head, query, support, random_masks(rng, covers)
 
 
-few = settings(deadline=None, max_examples=25)
+few = settings(max_examples=25)
 
 
 @few

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from served_page import Served, picture, serve, show
 
 from fsvit_edge.fewshot.predictor import FewShotModel
-from fsvit_edge.page import false_alarms
+from fsvit_edge.page import false_alarms, server
 
 expect.set_options(timeout=60_000)  # not the 5 s of the default: on a busy machine an answer can take longer
 
@@ -54,6 +54,7 @@ def soon() -> Iterator[None]:
     quick.sleep = lambda seconds: asyncio.sleep(seconds / 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uvicorn.server, "asyncio", quick)
+        patch.setattr(server, "_STOP_TIMEOUT_S", 60.0)  # a busy machine may need more than the 1 s of a run
         yield
 
 

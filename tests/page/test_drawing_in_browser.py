@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, expect
 from served_page import Served
-from test_page_in_browser import drag, enroll, hold
+from test_page_in_browser import drag, enroll, hold, place_of
 from test_page_pictures import photo
 from test_pictures_in_browser import file
 from test_zones_in_browser import DOOR, at, begin, item, opened
@@ -43,8 +43,7 @@ def test_a_box_on_a_picture_that_is_not_as_wide_as_the_page_is_where_it_is_dragg
 
         def has_line(x: float, y: float) -> bool:
             """Whether a line of the box is near a point of the canvas, given by its shares."""
-            area = page.locator("#drawing").bounding_box()
-            assert area is not None
+            area = place_of(page, "#drawing")
             left, top = area["x"] + x * area["width"] - 8, area["y"] + y * area["height"] - 8
             shot = page.screenshot(clip={"x": left, "y": top, "width": 16, "height": 16})
             with Image.open(BytesIO(shot)) as image:

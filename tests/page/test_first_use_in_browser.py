@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 from served_page import Served, enroll, health, picture, shooting, show
-from test_page_in_browser import drag, item, pictures_are_loaded
+from test_page_in_browser import drag, item, pictures_are_loaded, place_of
 from test_zones_in_browser import PHONE, WIDE, opened
 
 from fsvit_edge.fewshot.prediction import Prediction
@@ -122,8 +122,7 @@ def test_a_picture_that_is_another_one_by_now_is_not_removed(served: Served) -> 
 
 def box_drawn(page: Page, shares: tuple[float, float, float, float]) -> np.ndarray:
     """Drag a box, by shares of the picture on the screen; return it in pixels of the frame, as the page asks for it."""
-    area = page.locator("#picture").bounding_box()
-    assert area is not None
+    area = place_of(page, "#picture")
     points = [(area["x"] + x * area["width"], area["y"] + y * area["height"]) for x, y in (shares[:2], shares[2:])]
     with page.expect_request("**/mask") as asked:
         page.mouse.move(*points[0])
@@ -164,11 +163,11 @@ def test_two_fingers_zoom_and_draw_nothing(chromium: Browser, served: Served) ->
     with opened(chromium, served.page.address, PHONE, has_touch=True) as page:
         page.get_by_role("button", name="Add a class").click()
         page.locator("label", has_text="Paint").click()
-        area = page.locator("#drawing").bounding_box()
-        assert area is not None
+        area = place_of(page, "#drawing")
         x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
         fingers = page.context.new_cdp_session(page)
-        is_painted = "document.getElementById('drawing').toDataURL() !== window.empty"
+        is_painted = "() => document.getElementById('drawing').toDataURL() !== window.empty"
+        is_empty = "() => document.getElementById('drawing').toDataURL() === window.empty"
         page.evaluate("window.empty = document.getElementById('drawing').toDataURL()")
 
         def touch(kind: str, *places: float) -> None:
@@ -179,12 +178,12 @@ def test_two_fingers_zoom_and_draw_nothing(chromium: Browser, served: Served) ->
         touch("touchMove", -30)
         assert page.evaluate(is_painted)  # the control: one finger paints
         touch("touchStart", -30, 30)
-        assert not page.evaluate(is_painted)
+        assert page.evaluate(is_empty)
         for place in (40, 50, 60):
             touch("touchMove", -place, place)
         touch("touchEnd")
         expect(page.locator("#frozen")).to_have_css("transform", re.compile(r"matrix\((1[.]9|2)"))
-        assert not page.evaluate(is_painted)
+        assert page.evaluate(is_empty)
 
 
 def test_frames_before_the_frozen_one_can_be_chosen(page: Page, served: Served) -> None:

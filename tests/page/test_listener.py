@@ -132,8 +132,8 @@ def test_a_quarter_of_the_descriptors_is_for_connections(
 
 
 def test_a_listener_leaves_no_descriptor_behind() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))
     listener = BoundedListener(socket.AF_INET, 1)
     listener.close()
     listener.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # what earlier tests left may be closed meanwhile

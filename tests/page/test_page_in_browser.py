@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
+from playwright.sync_api import Browser, ConsoleMessage, FloatRect, Locator, Page, Route, ViewportSize, expect
 
 from fsvit_edge.fewshot.predictor import FewShotModel
 from fsvit_edge.runtime.bundle import DEFAULT_BUNDLE, read_manifest
@@ -92,10 +92,20 @@ def wait_for(page: Page, name: str) -> None:
     expect(item(page, name)).to_have_class(re.compile("present"), timeout=1000 * SEEN_WITHIN_S)
 
 
+def place_of(page: Page, drawn_on: str) -> FloatRect:
+    """Where something of the picture is on the screen.
+
+    A click on a busy machine may have scrolled it away: playwright tries again, and scrolls to another place for that.
+    """
+    page.locator("#picture").scroll_into_view_if_needed()
+    area = page.locator(drawn_on).bounding_box()
+    assert area is not None
+    return area
+
+
 def drag(page: Page, share_xyxy: tuple[float, float, float, float]) -> None:
     """Drag a box; its corners are shares of the width and height of the drawing."""
-    area = page.locator("#drawing").bounding_box()
-    assert area is not None
+    area = place_of(page, "#drawing")
     left, top, right, bottom = share_xyxy
     page.mouse.move(area["x"] + left * area["width"], area["y"] + top * area["height"])
     page.mouse.down()
@@ -124,6 +134,7 @@ def remove(shown: Locator) -> None:
 
 def pictures_are_loaded(page: Page) -> None:
     """Wait for the pictures of the classes: the request for one that is removed meanwhile would be refused."""
+    # A function, as everywhere: an expression is looked at once, and then again by `eval`, which the page forbids.
     page.wait_for_function("() => [...document.querySelectorAll('.class img')].every((one) => one.complete)")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 from served_page import Served, health, picture, serve, shooting
+from test_page_in_browser import place_of
 from watched_page import watched
 
 from fsvit_edge.fewshot.bank import SupportBank
@@ -67,8 +68,7 @@ def opened(chromium: Browser, address: str, viewport: ViewportSize = WIDE, has_t
 
 def at(page: Page, share_xy: tuple[float, float]) -> tuple[float, float]:
     """A point of the frame, in pixels of the window; the picture is fitted into the canvas."""
-    area = page.locator("#zone-drawing").bounding_box()
-    assert area is not None
+    area = place_of(page, "#zone-drawing")
     width, height = page.locator("#frozen").evaluate("image => [image.naturalWidth, image.naturalHeight]")
     scale = min(area["width"] / width, area["height"] / height)
     left = area["x"] + (area["width"] - width * scale) / 2

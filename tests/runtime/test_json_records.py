@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fsvit_edge.runtime.errors import ArtifactError
@@ -130,7 +130,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(name=st.sampled_from(sorted(WHOLE)), value=JSON)
 def test_any_value_is_kept_as_it_is_or_refused(name: str, value: Any) -> None:
     kept = value

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fsvit_edge.runtime import limits
-from fsvit_edge.runtime.limits import free_memory, usable_cores
+from fsvit_edge.runtime.limits import free_memory, usable_cores, usable_threads
 
 MEMORY = "MemTotal: 9000000 kB\nMemAvailable: 7000000 kB\nSwapFree: 1000000 kB\n"
 NONE_V1 = "9223372036854771712"
@@ -106,3 +106,13 @@ def test_free_memory_is_that_of_the_container(groups: Groups, limit: str, used: 
 
 def test_this_machine_has_memory() -> None:
     assert (free_memory() or 0) > 10**6
+
+
+@pytest.mark.parametrize(("processors", "most"), [(2, 64), (96, 96)])
+def test_threads_beyond_what_any_machine_uses_are_not_made(
+    monkeypatch: pytest.MonkeyPatch, processors: int, most: int
+) -> None:
+    """99,999 of them kept a run from its first frame, and ended torch."""
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    assert [usable_threads(wanted) for wanted in (1, 3, 99_999)] == [1, 3, most]
+    assert usable_threads(None) == usable_cores()

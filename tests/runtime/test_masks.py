@@ -298,3 +298,9 @@ def test_a_mask_that_is_too_large_is_refused_with_the_size_to_give(tmp_path: Pat
     Image.new("L", (40, 31)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="is 40x31 pixels, but its picture is 80x62"):
         read_mask(tmp_path / "small.png", (62, 80))
+
+
+def test_a_mask_in_the_colors_of_lab_is_read(tmp_path: Path) -> None:
+    neutral = Image.new("L", SIZE_HW[::-1], 128)
+    Image.merge("LAB", [Image.fromarray(painted((OBJECT, 255))), neutral, neutral]).save(tmp_path / "mask.tif")
+    assert np.array_equal(read_mask(tmp_path / "mask.tif", SIZE_HW), OBJECT)

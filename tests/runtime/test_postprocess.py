@@ -60,7 +60,7 @@ def maps(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int]]:
     return foreground.astype(np.float32), size_hw
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(maps())
 def test_labels_and_probabilities_are_those_of_the_plain_computation(case: tuple[np.ndarray, tuple[int, int]]) -> None:
     foreground, size_hw = case
@@ -106,7 +106,7 @@ def test_a_class_that_fills_the_frame_fills_it_to_the_last_row_and_column(pixels
     assert (label_map(foreground, (50, pixels)) == 1).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.tuples(st.integers(1, 40), st.integers(1, 40)))
 def test_for_one_shot_it_equals_resizing_the_logits_before_the_softmax(
     seed: int, cells: int, size_hw: tuple[int, int]

@@ -327,6 +327,7 @@ def test_a_file_is_read_if_it_is_one_and_not_too_large(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     os.mkfifo(tmp_path / "fifo")
     assert read_file(tmp_path / "file", 5) == b"12345"
+    assert read_file(tmp_path / "file", 2**60) == b"12345"  # and takes no memory for what is not there
     for name, most, reason in (("file", 4, "more than the 0 MB that are read"), ("fifo", 9, "is not a regular file")):
         with pytest.raises(OSError, match=reason):
             read_file(tmp_path / name, most)

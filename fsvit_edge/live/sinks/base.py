@@ -35,7 +35,7 @@ class RecordingOptions:
     keep: int | None = None
 
     def __post_init__(self) -> None:
-        if self.segment_s is not None and self.segment_s < 1:
+        if self.segment_s is not None and not (isfinite(self.segment_s) and self.segment_s >= 1):
             raise InputError(f"--segment must be at least 1 second, got {self.segment_s:g}.")
         if self.keep is not None and self.keep < 1:
             raise InputError(f"--keep must be at least 1 file, got {self.keep}.")

@@ -22,6 +22,7 @@ from fsvit_edge.live.opencv import (
     flipped,
     media_time_s,
     open_video,
+    quiet_opencv,
     read_rgb,
 )
 from fsvit_edge.live.sources.base import EndOfSourceError, Source, SourceOptions
@@ -35,6 +36,12 @@ VIDEO_SUFFIXES = (
     *(".ogv", ".flv", ".wmv", ".asf", ".gif"),
 )
 _COUNTED = (".mp4", ".m4v", ".mov", ".3gp", ".3g2")  # these list every frame; others work out a number from the time
+_FROM_ZERO = (
+    ".mkv",
+    ".webm",
+    ".wmv",
+    ".asf",
+)  # these say when they end, and pieces of a recording begin where the one before ended
 _TOLERANCE = 0.05  # of a sound video, so much may be declared and not be there, and the last two frames
 _MAX_FRAMES = 2**31  # FFmpeg reports an unknown number of frames as a huge or negative one
 
@@ -191,6 +198,8 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         capture.release()
         raise
     frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    if path.suffix.lower() in _FROM_ZERO:
+        frames -= _frames_before(path)
     declared = int(frames) if 1 <= frames < _MAX_FRAMES else None
     fps = declared_fps(capture)
     rounds = [capture]  # later rounds open the file again, because not every format can rewind
@@ -223,6 +232,17 @@ def _open_video_file(path: Path, uri: str, options: SourceOptions) -> FileSource
         media_time_s=lambda: media_time_s(playing),
         unread=unread,
     )
+
+
+def _frames_before(path: Path) -> float:
+    """How many frames a video would have from the time 0 to its first one; 0 if OpenCV does not know (before 4.12)."""
+    first = open_video(str(path.resolve()))
+    try:
+        with quiet_opencv():
+            is_there = first.grab()
+        return max(0.0, first.get(getattr(cv2, "CAP_PROP_PTS", -1))) if is_there else 0.0
+    finally:
+        first.release()
 
 
 def _repeated(play: Callable[[], Images], options: SourceOptions) -> Images:

@@ -48,6 +48,10 @@ class Timeouts:
     refused_s: tuple[float, ...] = (60.0, 300.0)
 
 
+FILE_TIMEOUTS = Timeouts(open_s=60.0, first_frame_s=60.0, frame_s=60.0)
+"""Of a file, which is not opened again: one that a busy machine is slow to read is no camera that is silent."""
+
+
 class LiveSource(Source):
     """A camera, a stream, or a file that plays like one.
 
@@ -220,7 +224,8 @@ class LiveSource(Source):
                         )
                     if time.monotonic() >= self._deadline_s:
                         problem = "stopped delivering frames" if self._last_number >= 0 else "does not respond"
-                        self._reason = f"{self.name} {problem}; check the camera and its connection."
+                        place = "the disk that it is on" if self._address.is_stored else "the camera and its connection"
+                        self._reason = f"{self.name} {problem}; check {place}."
                         break
         finally:
             with self._changed:

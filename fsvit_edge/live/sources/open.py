@@ -11,7 +11,7 @@ import os
 from fsvit_edge.live.opencv import has_gstreamer
 from fsvit_edge.live.sources.base import Source, SourceOptions
 from fsvit_edge.live.sources.files import open_file
-from fsvit_edge.live.sources.live import LiveSource
+from fsvit_edge.live.sources.live import FILE_TIMEOUTS, LiveSource
 from fsvit_edge.live.uri import SourceAddress, parse_source
 from fsvit_edge.runtime.errors import EnvironmentLacksError, InputError, SourceError
 
@@ -41,7 +41,7 @@ def open_source(uri: str, options: SourceOptions = SourceOptions()) -> Source:  
         if not options.realtime:
             return source
         source.close()
-        return LiveSource(address, options, options.fps or source.fps)
+        return LiveSource(address, options, options.fps or source.fps, FILE_TIMEOUTS)
     if address.kind == "camera":
         check_device(address.target)
     if address.kind == "csi" and not has_gstreamer():

@@ -9,7 +9,7 @@ import numpy as np
 
 from fsvit_edge.runtime.engines.base import Array, Engine, ResidentTensor, TensorSpec, check_feed, on_host
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError, first_line
-from fsvit_edge.runtime.limits import usable_cores
+from fsvit_edge.runtime.limits import usable_threads
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short names of ONNX Runtime's execution providers. Its TensorRT providers are not used: TensorRT runs without it."""
@@ -60,7 +60,7 @@ class OnnxRuntimeEngine(Engine):
         # A memory plan for each combination of shapes costs 100 MB (372 MB instead of 267 MB with four classes) and
         # saves no time (ratio 1.00 over 60 interleaved frames, three times).
         options.enable_mem_pattern = False
-        self.threads = threads or usable_cores()
+        self.threads = usable_threads(threads)
         options.intra_op_num_threads = self.threads
         expected = PROVIDERS[provider]
         try:

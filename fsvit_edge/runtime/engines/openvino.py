@@ -20,7 +20,7 @@ from fsvit_edge.runtime.engines.base import (
     variable_sizes,
 )
 from fsvit_edge.runtime.errors import ArtifactError, EnvironmentLacksError, FsvitEdgeError, InputError
-from fsvit_edge.runtime.limits import usable_cores
+from fsvit_edge.runtime.limits import usable_threads
 
 OPENVINO = "openvino"
 """The engine's name and that of its package and our extra."""
@@ -78,7 +78,7 @@ class OpenVinoEngine(Engine):
             "EXECUTION_MODE_HINT": "ACCURACY",  # no other shortcut than the one that is named
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads or usable_cores(),
+            "INFERENCE_NUM_THREADS": usable_threads(threads),
             "ENABLE_HYPER_THREADING": True,  # or the number above is halved without a word
             "ENABLE_CPU_PINNING": False,  # two programs would be pinned to the same cores
         }
