@@ -54,7 +54,13 @@ def write_bank_file(path: Path, contents: Mapping[str, Any], tensors: Tensors) -
     check_bank_path(path)
     header = {"format_version": FORMAT_VERSION, "precision": PRECISION, **contents}
     header["sha256"] = digest_of(header, tensors)
-    atomic_write(path, save(dict(tensors), metadata={METADATA_KEY: json.dumps(header)}))
+    data = save(dict(tensors), metadata={METADATA_KEY: json.dumps(header)})
+    if len(data) > MAX_FILE_BYTES:  # it could not be read again
+        raise InputError(
+            f"The classes need {len(data):,} bytes in {path}, and a bank has at most {MAX_FILE_BYTES:,}; remove classes "
+            "or pictures."
+        )
+    atomic_write(path, data)
 
 
 def read_bank_file(path: Path) -> tuple[dict[str, Any], Tensors]:

@@ -901,3 +901,17 @@ def test_what_a_bank_says_of_itself_cannot_drive_the_terminal(path: Path) -> Non
         SupportBank.load(path)
     for error in (refused, damaged):
         assert not {"\x1b", "\n"} & set(str(error.value))
+
+
+def test_a_bank_too_large_to_be_read_again_is_not_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = filled()
+    bank.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("fsvit_edge.fewshot.bank_file.MAX_FILE_BYTES", len(before))
+    bank.save(path)  # the control
+    monkeypatch.setattr("fsvit_edge.fewshot.bank_file.MAX_FILE_BYTES", len(before) - 1)
+    with pytest.raises(InputError, match=rf"need {len(before):,} bytes in .*[.]safetensors, and a bank has at most"):
+        bank.save(path)
+    assert path.read_bytes() == before
+    with pytest.raises(ArtifactError, match="bytes, and a bank at most"):
+        SupportBank.load(path)
