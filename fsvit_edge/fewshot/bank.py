@@ -272,7 +272,7 @@ class SupportBank:
         """Write the bank to one .safetensors file, whole or not at all.
 
         Raises:
-            InputError: The path does not end in .safetensors or cannot be a file, or the bank is larger than one may be.
+            InputError: The path does not end in .safetensors or cannot be a file, or the bank would be too large.
             FsvitEdgeError: The disk is full or the folder is not writable; an old file is unchanged.
         """
         header, tensors = self._contents()

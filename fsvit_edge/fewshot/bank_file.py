@@ -57,8 +57,8 @@ def write_bank_file(path: Path, contents: Mapping[str, Any], tensors: Tensors) -
     data = save(dict(tensors), metadata={METADATA_KEY: json.dumps(header)})
     if len(data) > MAX_FILE_BYTES:  # it could not be read again
         raise InputError(
-            f"The classes need {len(data):,} bytes in {path}, and a bank has at most {MAX_FILE_BYTES:,}; remove classes "
-            "or pictures."
+            f"The classes need {len(data):,} bytes in {path}, and a bank has at most {MAX_FILE_BYTES:,}; remove "
+            "classes or pictures."
         )
     atomic_write(path, data)
 
