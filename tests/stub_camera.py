@@ -19,6 +19,9 @@ def command(scenario: str) -> tuple[str, ...]:
 def main() -> None:
     scenario, sender = sys.argv[1], FrameSender(int(sys.argv[2]), int(sys.argv[3]))
     sys.stdin.buffer.readline()
+    if scenario == "late":
+        time.sleep(3)
+    sender.send(started=True)
     if scenario == "undead":  # with a parent that does not kill it, this is like a driver that hangs
         time.sleep(60)
         os._exit(0)
@@ -36,7 +39,7 @@ def main() -> None:
     sender.send(opened=30.0)
     if scenario == "dark":
         time.sleep(60)
-    elif scenario == "steady":
+    elif scenario in ("steady", "late"):
         for number in range(100_000):
             publish(number)
             time.sleep(1 / 30)

@@ -122,6 +122,16 @@ def test_a_source_that_does_not_respond_stays_connecting_with_a_reason(scenario:
         until(lambda: source.status.reconnects >= 2)
 
 
+@pytest.mark.slow
+def test_a_process_that_starts_slowly_is_not_taken_for_a_camera_that_does_not_respond() -> None:
+    with open_stub("late", dataclasses.replace(QUICK, open_s=2.5)) as source:
+        next_frame(source)
+        assert source.status.reconnects == 0
+    with open_stub("late", dataclasses.replace(QUICK, start_s=0.2)) as source:  # the control
+        status = status_when(source, lambda status: status.reconnects > 0)
+    assert status.message == "stub cannot be read yet: the machine is too busy to start the process that reads it."
+
+
 def test_an_rtsp_camera_may_send_its_first_whole_picture_late_and_it_is_said() -> None:
     timeouts = dataclasses.replace(QUICK, key_frame_s=1.2, first_frame_s=0.4, frame_s=0.4, patience_s=0.1)
     address = SourceAddress("rtsp", "rtsp://127.0.0.1:9/x", "cam")

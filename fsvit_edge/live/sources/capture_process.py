@@ -59,6 +59,7 @@ def main() -> None:
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_exit_with_run, daemon=True).start()
     address, options = SourceAddress(**request["address"]), SourceOptions(**request["options"])
+    sender.send(started=True)
     try:
         if address.is_stored:
             _play(address, options, sender)

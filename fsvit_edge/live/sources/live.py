@@ -38,7 +38,8 @@ _DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 class Timeouts:
     """How long each step of a live source may take, in seconds."""
 
-    open_s: float = 5.0  # from the start of the process until the source is open
+    start_s: float = 60.0  # of the process, which says nothing of the camera; 0.5 s on a machine that is not busy
+    open_s: float = 5.0  # from then until the source is open
     first_frame_s: float = 10.0  # from then
     key_frame_s: float = 60.0  # the same of an RTSP camera, some of which send a whole picture only once a minute
     patience_s: float = 3.0  # how long one may wait for that before it is said
@@ -86,7 +87,7 @@ class LiveSource(Source):
         self._last_number = -1
         self._deadline_s, self._say_waits_s = 0.0, math.inf
         self._frame_s = timeouts.frame_s
-        self._reason, self._is_refused = "", False
+        self._reason, self._is_refused, self._has_started = "", False, False
         self._failure = ""
         self._ended, self._problem = False, ""
         self._closing = threading.Event()
@@ -205,7 +206,7 @@ class LiveSource(Source):
         with self._changed:
             self._child, self._reason, self._is_refused, self._last_number = child, "", False, -1
             self._first_index, self._say_waits_s = self._status.captured, math.inf
-            self._deadline_s = time.monotonic() + self._timeouts.open_s
+            self._has_started, self._deadline_s = False, time.monotonic() + self._timeouts.start_s
         try:
             while not self._closing.is_set():
                 select.select([child.pipe], [], [], _POLL_S)
@@ -223,9 +224,7 @@ class LiveSource(Source):
                             "the camera send one each second or two."
                         )
                     if time.monotonic() >= self._deadline_s:
-                        problem = "stopped delivering frames" if self._last_number >= 0 else "does not respond"
-                        place = "the disk that it is on" if self._address.is_stored else "the camera and its connection"
-                        self._reason = f"{self.name} {problem}; check {place}."
+                        self._reason = self._silence()
                         break
         finally:
             with self._changed:
@@ -240,6 +239,14 @@ class LiveSource(Source):
             self._set_lost(f"{self.name} hangs in its driver; plug the camera in again, or restart the machine.")
             is_gone = child.is_gone(_POLL_S)
 
+    def _silence(self) -> str:
+        """What it means that nothing came in time, and what to do."""
+        if not self._has_started:
+            return f"{self.name} cannot be read yet: the machine is too busy to start the process that reads it."
+        problem = "stopped delivering frames" if self._last_number >= 0 else "does not respond"
+        place = "the disk that it is on" if self._address.is_stored else "the camera and its connection"
+        return f"{self.name} {problem}; check {place}."
+
     def _receive(self) -> None:
         """Process the messages from the capture process; the lock is held."""
         child = self._child
@@ -249,6 +256,8 @@ class LiveSource(Source):
             now_s = time.monotonic()
             if "frame" in message:
                 self._receive_frame(message["frame"], now_s)
+            elif "started" in message:
+                self._has_started, self._deadline_s = True, now_s + self._timeouts.open_s
             elif "opened" in message:
                 self.fps = message["opened"] or self.fps
                 self._frame_s = max(self._timeouts.frame_s, 3.0 / (self.fps or DEFAULT_FPS))
