@@ -1,7 +1,6 @@
 """`fsvit-edge bank`: list and edit the classes and zones of a bank, teach it the empty scene, check it by verdicts."""
 
 import json
-import shlex
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from fsvit_edge.cli.options import BundleOption, EngineOption, JsonOption, Preci
 from fsvit_edge.cli.outputs import write_preview
 from fsvit_edge.cli.terminal import editing_bank, note_old_signature, open_model, print_table, say
 from fsvit_edge.fewshot.names import quoted
+from fsvit_edge.runtime.messages import command_line
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 if TYPE_CHECKING:
@@ -372,5 +372,5 @@ def _print_scene(bank: Path, report: "SceneReport", levels: "Mapping[str, float]
                 f"{quoted(name)} PICTURE --not, or remove that from view."
             )
     if report.answering:
-        forget = shlex.join(["fsvit-edge", "bank", "scene", str(bank), "--forget"])
+        forget = command_line("bank", "scene", bank, "--forget")
         say(f"If one of your objects was in view, the scene was not empty: {forget}, and learn it again without them.")

@@ -1,6 +1,5 @@
 """`fsvit-edge enroll`: pictures become a class in a bank."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ from fsvit_edge.cli.outputs import refuse_to_replace, write_preview
 from fsvit_edge.cli.terminal import editing_bank, open_model, say
 from fsvit_edge.fewshot.names import quoted
 from fsvit_edge.runtime.errors import InputError
+from fsvit_edge.runtime.messages import command_line
 from fsvit_edge.runtime.presence_level import distinct_texts, score_text
 
 if TYPE_CHECKING:
@@ -101,22 +101,23 @@ def enroll(
         _print_picture(picture)
     _note_guesses(report, bank, preview)
     for source, number in twins:
-        undo = _command("bank", "remove", bank, report.name, "--picture", number)
+        undo = command_line("bank", "remove", bank, report.name, "--picture", number)
         say(f"Note: {quoted(report.name)} had {source} already; again, it takes time and teaches nothing.")
         say(f"To take it back: {undo}")
     shots = "1 picture" if report.shots == 1 else f"{report.shots} pictures"
     print(f"Enrolled {quoted(name)} from {shots}; {bank} contains: {classes}.")
     print(f"Its level, the score above which it is present: {score_text(enrolled_level)} ({origin}).")
     if origin == "empty scene":
+        forget = command_line("bank", "scene", bank, "--forget")
         say(
             f"Warning: the empty scene answers to {quoted(name)}, so it may be missed. If one of your objects was in "
-            f"view there: {_command('bank', 'scene', bank, '--forget')}, and learn it again without them; else show "
-            f"{quoted(name)} what it is not, with: fsvit-edge enroll {quoted(name)} PICTURE --not"
+            f"view there: {forget}, and learn it again without them; else show {quoted(name)} what it is not, with: "
+            f"fsvit-edge enroll {quoted(name)} PICTURE --not"
         )
     options = ["--bundle", str(bundle)] if bundle else []
     options += [] if precision == "auto" else ["--precision", precision]
     source = "--camera" if connected_cameras() else "photo.jpg"
-    say(f"Next: {_command('run', source, '--bank', bank, *options)}")
+    say(f"Next: {command_line('run', source, '--bank', bank, *options)}")
 
 
 def _reject(
@@ -161,7 +162,7 @@ def _reject(
     # The last first: the numbers of those after it change.
     for picture, rejection, is_useful in reversed(learned):
         if not is_useful or rejection.margin < _SMALL_MARGIN:
-            undo = _command("bank", "remove", bank, rejection.name, "--negative", rejection.negatives - 1)
+            undo = command_line("bank", "remove", bank, rejection.name, "--negative", rejection.negatives - 1)
             say(f"To take {picture.source} back: {undo}")
 
 
@@ -217,16 +218,12 @@ def _note_guesses(report: "EnrollmentReport", bank: Path, preview: Path | None) 
     ]
     if not guesses:
         return
-    look = f"in {preview}" if preview else f"with: {_command('bank', 'list', bank, '--preview', 'bank.png')}"
+    look = f"in {preview}" if preview else f"with: {command_line('bank', 'list', bank, '--preview', 'bank.png')}"
     number, source = guesses[0]
     if len(guesses) == 1:
         what, it, wrong = f"The mask of {source} is a guess", "it", "it is"
     else:
         what, it, wrong = f"The masks of {len(guesses)} pictures are guesses", "them", "that of the first is"
     say(f"Note: {what}, which may be something else. Look at {it} {look}")
-    remove = _command("bank", "remove", bank, report.name, "--picture", number)
+    remove = command_line("bank", "remove", bank, report.name, "--picture", number)
     say(f"If {wrong} wrong, enroll the picture again, with --box or --mask, after: {remove}")
-
-
-def _command(*words: object) -> str:
-    return shlex.join(["fsvit-edge", *map(str, words)])

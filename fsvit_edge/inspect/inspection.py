@@ -137,7 +137,8 @@ def _inspect_engine(path: Path) -> Inspection:
     try:
         load_engine(path, record)
         checksum = "correct"
-        problems += filter(None, [_nan_problem(path)] if path.suffix == ".onnx" else [])
+        if path.suffix == ".onnx" and (problem := _nan_problem(path)):
+            problems.append(problem)
     except ArtifactError as error:
         checksum = "wrong" if path.exists() else "the engine is missing"
         problems.append(str(error))

@@ -28,9 +28,9 @@ from fsvit_edge.learn.tokens import TokenCache
 from fsvit_edge.learn.training_episodes import EpisodeBatch, Episodes, ValidationSplit, choose_split
 from fsvit_edge.model.head import CorrelationHead
 from fsvit_edge.model.network import FewShotNetwork
+from fsvit_edge.model.torch_engine import use_threads
 from fsvit_edge.runtime.bundle import TRAINED_HEAD
 from fsvit_edge.runtime.errors import InputError
-from fsvit_edge.runtime.limits import usable_cores, usable_threads
 from fsvit_edge.runtime.messages import Progress
 from fsvit_edge.runtime.presence_level import DEFAULT_LEVEL
 
@@ -73,8 +73,7 @@ def train(
     if last.exists() and not resume:
         raise InputError(f"{workspace} already contains a training run; continue it with --resume, or delete it.")
     workspace.mkdir(parents=True, exist_ok=True)
-    threads = options.threads
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()) if threads is None else usable_threads(threads))
+    use_threads(options.threads)
     encoded = cache.fill(data, progress)
     split = choose_split(data, options)
     improved = None

@@ -1,6 +1,5 @@
 """Doubtful frames of a run are kept in its bank, for a person to judge."""
 
-import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from fsvit_edge.live.loop import OnFrame
 from fsvit_edge.live.sources.base import Source
 from fsvit_edge.live.statistics import RunStatistics
 from fsvit_edge.runtime.errors import FsvitEdgeError
-from fsvit_edge.runtime.messages import Say
+from fsvit_edge.runtime.messages import Say, command_line
 from fsvit_edge.runtime.storage import BusyError
 
 _EVERY_S = 10.0
@@ -102,7 +101,7 @@ class DoubtKeeper:
         if self._new and not self._is_failing:
             self._say(f"The last doubtful frames are not kept: another program is changing {self._path}.")
         if self._waiting:
-            look = shlex.join(["fsvit-edge", "bank", "review", str(self._path), "--preview", "doubtful.png"])
+            look = command_line("bank", "review", self._path, "--preview", "doubtful.png")
             self._say(f"Doubtful frames that wait for a verdict: {self._waiting}; see them with: {look}")
 
     def _write(self) -> None:

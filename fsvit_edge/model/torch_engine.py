@@ -103,9 +103,14 @@ def open_network(network: FewShotNetwork, device: torch.device | None = None) ->
     return FewShotModel(manifest, engines, choice)
 
 
+def use_threads(threads: int | None) -> None:
+    """Let torch compute with so many threads in the whole process; None: with every core, if nobody said less."""
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()) if threads is None else usable_threads(threads))
+
+
 def open_checkpoint(checkpoint: Path, threads: int | None = None) -> FewShotModel:
     """Open a checkpoint as a model that computes in torch; `threads` are torch's of the whole process."""
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()) if threads is None else usable_threads(threads))
+    use_threads(threads)
     return open_network(load_network(checkpoint))
 
 

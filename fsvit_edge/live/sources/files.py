@@ -36,12 +36,8 @@ VIDEO_SUFFIXES = (
     *(".ogv", ".flv", ".wmv", ".asf", ".gif"),
 )
 _COUNTED = (".mp4", ".m4v", ".mov", ".3gp", ".3g2")  # these list every frame; others work out a number from the time
-_FROM_ZERO = (
-    ".mkv",
-    ".webm",
-    ".wmv",
-    ".asf",
-)  # these say when they end, and pieces of a recording begin where the one before ended
+# These say when they end, and pieces of a recording begin where the one before ended.
+_FROM_ZERO = (".mkv", ".webm", ".wmv", ".asf")
 _TOLERANCE = 0.05  # of a sound video, so much may be declared and not be there, and the last two frames
 _MAX_FRAMES = 2**31  # FFmpeg reports an unknown number of frames as a huge or negative one
 

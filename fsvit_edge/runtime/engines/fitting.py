@@ -5,7 +5,6 @@ Each reason why one does not fit is a sentence with the command that helps.
 
 import importlib.util
 import re
-import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from fsvit_edge.runtime.engines.base import BACKEND_TITLES, TensorSpec, fits
 from fsvit_edge.runtime.engines.files import ENGINE_GRAPHS, EngineRecord, StoredEngine
 from fsvit_edge.runtime.gpu import Gpu, gpu_missing_reason
 from fsvit_edge.runtime.machine import Machine
+from fsvit_edge.runtime.messages import command_line
 
 _MODULES = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
@@ -119,14 +119,14 @@ def incompatibilities(
 
 def build_command(backend: str | None, precision: str | None = None, bundle: Path | None = None) -> str:
     """Return the command that builds engines here; None for the command's default, or for the bundled model."""
-    words = ["fsvit-edge", "build-engine"]
+    words = ["build-engine"]
     if bundle is not None and bundle.resolve() != DEFAULT_BUNDLE.resolve():
         words.append(str(bundle))
     if backend is not None:
         words += ["--engine", backend]
     if precision is not None:
         words += ["--precision", precision]
-    return shlex.join(words)
+    return command_line(*words)
 
 
 def read_int8_encoder(bundle: Path, info: GraphInfo) -> bytes:
